@@ -12,6 +12,7 @@ from dgcomp.wire.message import (
     encode,
     encode_message,
     failure_message,
+    fixed_codec,
     parse_codec,
 )
 
@@ -24,5 +25,6 @@ __all__ = [
     "encode",
     "encode_message",
     "failure_message",
+    "fixed_codec",
     "parse_codec",
 ]

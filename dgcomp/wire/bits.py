@@ -6,6 +6,8 @@ set bits of a bit vector. Applied to the gaps between positions this is Rice cod
 themselves it is Elias-Fano coding, that is, blocks of 2**low_bits positions with their counts in unary.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -24,6 +26,12 @@ for _bit in range(64):
 _ONE = np.uint64(1)
 _ZERO = np.uint64(0)
 _TOP_SIX = np.uint64(58)
+
+
+@njit(cache=True, nogil=True)
+def lowest_bit(word: np.uint64) -> Any:
+    """Index (int64) of the lowest set bit of a word that is not zero."""
+    return _BIT_INDEX[((word & (~word + _ONE)) * _DE_BRUIJN) >> _TOP_SIX]
 
 
 @njit(cache=True, nogil=True)
@@ -69,9 +77,8 @@ def read_split(low: U64, high: U64, low_bits: int, relative: bool, numel: int, p
             if word >= high.size:
                 return TOO_FEW
             current = high[word]
-        lowest = current & (~current + _ONE)
-        current ^= lowest
-        bit = np.int64(word) * 64 + _BIT_INDEX[(lowest * _DE_BRUIJN) >> _TOP_SIX]
+        bit = np.int64(word) * 64 + lowest_bit(current)
+        current &= current - _ONE
         index, shift = at >> np.uint64(6), at & np.uint64(63)
         part = low[index] >> shift
         if shift + width > np.uint64(64):
@@ -114,9 +121,8 @@ def read_bitmap(words: U64, numel: int, positions: I64) -> int:
         while current != _ZERO:
             if found == positions.size:
                 return TOO_MANY
-            lowest = current & (~current + _ONE)
-            current ^= lowest
-            positions[found] = np.int64(word) * 64 + _BIT_INDEX[(lowest * _DE_BRUIJN) >> _TOP_SIX]
+            positions[found] = np.int64(word) * 64 + lowest_bit(current)
+            current &= current - _ONE
             found += 1
     if found < positions.size:
         return TOO_FEW

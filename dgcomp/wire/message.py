@@ -160,6 +160,12 @@ def capacity_bytes(
     )
 
 
+def fixed_codec(codec: str, count: int, numel: int) -> str:
+    """The codec with its position format spelled out: the one whose worst case `capacity_bytes` counts with."""
+    value_form, position_form = parse_codec(codec)
+    return f"{value_form}+{position_form or position_formats.smallest(count, numel)}"
+
+
 def failure_message(reason: str, capacity: int) -> Tensor:
     """A message that makes every receiver raise WireError with `reason`, cut to at most `capacity` bytes.
 
@@ -255,7 +261,7 @@ def _assemble(code: int, tag: int, numbers: tuple[int, ...], sections: tuple[Byt
 
 
 def _checksum(head: Bytes, body: Bytes) -> int:
-    return zlib.crc32(body, zlib.crc32(head))
+    return zlib.crc32(body.data, zlib.crc32(head.data))
 
 
 def _raw_bytes(message: Tensor) -> Bytes:

@@ -187,7 +187,7 @@ def _decode_run16(payload: Bytes, count: int, numel: int) -> I64:
         raise WireError(f"16-bit runs in an odd number of bytes, {payload.size}")
     runs = payload.view("<u2").astype(np.int64)
     is_entry = runs != _FILLER
-    positions = np.cumsum(runs + is_entry)[is_entry] - 1
+    positions: I64 = np.cumsum(runs + is_entry)[is_entry] - 1
     if positions.size != count or not is_entry[-1]:
         raise WireError(f"{positions.size} runs end in a position where the header counts {count}")
     if positions[-1] >= numel:

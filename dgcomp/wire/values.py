@@ -94,7 +94,7 @@ def _all_finite(patterns: NDArray[np.uint32]) -> bool:
     largest = np.uint32(0)
     for i in range(patterns.size):
         largest = max(largest, patterns[i] & np.uint32(0x7FFFFFFF))
-    return largest < np.uint32(0x7F800000)
+    return bool(largest < np.uint32(0x7F800000))
 
 
 @njit(cache=True, nogil=True)
