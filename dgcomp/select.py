@@ -90,7 +90,7 @@ def next_threshold(threshold: float, count: int, k: int, kth_magnitude: float) -
     if kth_magnitude <= 0.0 or not math.isfinite(kth_magnitude):
         return 0.0
     exponent = _tail_exponent(threshold, count, k, kth_magnitude)
-    return kth_magnitude * TARGET_RATIO ** (-1.0 / exponent)
+    return kth_magnitude * math.pow(TARGET_RATIO, -1.0 / exponent)
 
 
 def _tail_exponent(threshold: float, count: int, k: int, kth_magnitude: float) -> float:
