@@ -21,7 +21,7 @@ from dgcomp.exchange.merge import merge
 from dgcomp.exchange.regions import Regions, owner_count, region_count
 from dgcomp.exchange.result import Exchanged, Plan, Selection, decode_all, global_ranks, padded, sum_dense
 
-_ROOM_FOR_A_REASON = 64
+_ROOM_FOR_A_REASON = 96
 
 
 @dataclass(frozen=True, slots=True)

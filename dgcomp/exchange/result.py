@@ -124,7 +124,7 @@ def decode_all(
             tag = messages[0].tag if messages else None
             messages.append(wire.decode_message(row, tag=tag, numel=numel, dense_numel=dense_numel))
         except wire.WireError as error:
-            raise wire.WireError(f"message of rank {name}: {error}") from None
+            raise wire.WireError(f"rank {name}: {error}") from None
     return messages
 
 
