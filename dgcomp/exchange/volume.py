@@ -1,7 +1,9 @@
 """Bytes that one worker sends and receives, computed beforehand: exactly what the exchanges then count."""
 
-from dgcomp import wire
-from dgcomp.exchange.regions import owner_count, region_count
+import numpy as np
+
+from dgcomp.exchange.owner import Layout
+from dgcomp.exchange.result import Plan
 
 
 def bytes_per_worker(
@@ -22,12 +24,12 @@ def bytes_per_worker(
     others = world_size - 1
     if algorithm == "dense":
         return 2 * others * 4 * (numel + dense_numel) // world_size
+    plan = Plan(
+        numel=numel, count=count, codec=codec, dense_numel=dense_numel, dense_codec=dense_codec, tag=0, group=None
+    )
     if algorithm == "all_gather":
-        return others * wire.capacity_bytes(count, numel, codec, dense_numel=dense_numel, dense_codec=dense_codec)
+        return others * plan.capacity_bytes()
     if algorithm == "owner":
-        region, dense_part = -(-numel // world_size), -(-dense_numel // world_size)
-        return others * sum(
-            wire.capacity_bytes(min(part, region), region, codec, dense_numel=dense_part, dense_codec=dense_codec)
-            for part in (region_count(count, world_size), owner_count(count, world_size))
-        )
+        layout = Layout(plan, np.arange(world_size + 1) * numel // world_size)
+        return others * (layout.sent(0).capacity_bytes() + layout.selected(0).capacity_bytes())
     raise ValueError(f'algorithm must be "dense", "all_gather" or "owner", got {algorithm!r}')
