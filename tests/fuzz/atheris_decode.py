@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of the decoder: python -m tests.fuzz.atheris_decode -max_total_time=60
 
-Options are libFuzzer's. Needs `pip install atheris`. The checksum is put right before every try: else nothing would
-get past it.
+Options are libFuzzer's. Needs `pip install dgcomp[fuzz]`. The checksum is put right before every try: else nothing
+would get past it.
 """
 
 import sys
