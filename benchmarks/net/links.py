@@ -5,7 +5,7 @@
 
 Every node is a namespace with one interface, `eth0`, at 10.77.0.(1 + node). Its peer sits in a switch namespace of
 its own, so nothing appears on the host. tbf limits both directions: the node's sends and the switch's sends to it.
-Without delay or loss the switch is a kernel bridge. Otherwise it is benchmarks/relay.py, because many kernels lack
+Without delay or loss the switch is a kernel bridge. Otherwise it is relay.py beside this file, because many kernels lack
 netem and a relay in user space behaves the same on all of them. Everything is removed on exit, on errors and on
 Ctrl-C; namespaces that a killed run left behind are removed by the next one.
 """
