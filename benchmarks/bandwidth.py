@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,25 +94,25 @@ def check(network: links.Network) -> dict[str, float]:
     return {"line_gbit_per_s": rate, "round_trip_ms": trip}
 
 
-def run_ranks(network: links.Network, job: dict[str, Any], timeout_s: float) -> list[dict[str, Any]]:
-    """Run one worker in every node; rows of rank 0, as far as they came. Ranks that fail print their traceback."""
+def run_ranks(network: links.Network, job: dict[str, Any], timeout_s: float) -> Iterator[dict[str, Any]]:
+    """Run one worker in every node and yield rank 0's rows as they come. Ranks that fail print their traceback."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, open(f"{folder}/rows", "w+b") as output:
         processes = []
         for rank in range(network.nodes):
             description = {"rank": rank, "world_size": network.nodes, "store": f"{folder}/store", **job}
             command = [sys.executable, "-m", "benchmarks.net.worker", json.dumps(description)]
-            output = open(f"{folder}/rank0", "wb") if rank == 0 else subprocess.DEVNULL  # noqa: SIM115
-            processes.append(network.start(rank, command, stdout=output, env=environment, cwd=ROOT))
-        codes = links.wait_all(processes, timeout_s)
-        for line in Path(f"{folder}/rank0").read_text().splitlines():
-            row = json.loads(line)
-            rows.append(row)
-            print(f"    {row['method']:16s} {row['step_s'] * 1e3:10.1f} ms/step", flush=True)
+            stdout = output if rank == 0 else subprocess.DEVNULL
+            processes.append(network.start(rank, command, stdout=stdout, env=environment, cwd=ROOT))
+        with open(f"{folder}/rows") as lines:
+            for _ in links.poll(processes, timeout_s):
+                for line in lines:
+                    row = json.loads(line)
+                    print(f"    {row['method']:16s} {row['step_s'] * 1e3:10.1f} ms/step", flush=True)
+                    yield row
+        codes = [process.returncode for process in processes]
         if any(codes):
-            print(f"  stopped early: exit codes of the ranks {codes} (-9: out of time)", flush=True)
-    return rows
+            print(f"  stopped early: exit codes of the ranks {codes} (-9: killed, out of time)", flush=True)
 
 
 def soak(arguments: argparse.Namespace) -> None:
@@ -120,7 +121,7 @@ def soak(arguments: argparse.Namespace) -> None:
         with links.Network(nodes, link, SOAK_RTT_MS, SOAK_LOSS) as network:
             check(network)
             job = {"model": "soak", "methods": [method], "soak_steps": arguments.soak}
-            rows = run_ranks(network, job, max(arguments.timeout_s, arguments.soak * 1.0))
+            rows = list(run_ranks(network, job, max(arguments.timeout_s, arguments.soak * 1.0)))
         where = {"link": link, "rtt_ms": SOAK_RTT_MS, "loss": SOAK_LOSS, "nodes": nodes}
         for row in rows:
             append({**where, **row, **surroundings()}, RESULTS.with_name("soak.json"))

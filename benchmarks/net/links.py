@@ -5,9 +5,9 @@
 
 Every node is a namespace with one interface, `eth0`, at 10.77.0.(1 + node). Its peer sits in a switch namespace of
 its own, so nothing appears on the host. tbf limits both directions: the node's sends and the switch's sends to it.
-Without delay or loss the switch is a kernel bridge. Otherwise it is relay.py beside this file, because many kernels lack
-netem and a relay in user space behaves the same on all of them. Everything is removed on exit, on errors and on
-Ctrl-C; namespaces that a killed run left behind are removed by the next one.
+Without delay or loss the switch is a kernel bridge. Otherwise it is relay.py beside this file, because many kernels
+lack netem and a relay in user space behaves the same on all of them. Everything is removed on exit, on errors and
+on Ctrl-C; namespaces that a killed run left behind are removed by the next one.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -193,9 +193,7 @@ def round_trip_ms(network: Network, count: int = 20) -> float:
     server = network.start(1, [sys.executable, program, "echo", str(count)], stdout=subprocess.PIPE)
     assert server.stdout is not None
     server.stdout.readline()
-    client = network.start(
-        0, [sys.executable, program, "ping", str(count), network.address(1)], stdout=subprocess.PIPE
-    )
+    client = network.start(0, [sys.executable, program, "ping", str(count), network.address(1)], stdout=subprocess.PIPE)
     assert client.stdout is not None
     trip = float(client.stdout.readline())
     client.wait(timeout=30)
@@ -229,16 +227,17 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def wait_all(processes: "Sequence[subprocess.Popen[bytes]]", timeout_s: float) -> list[int]:
-    """Exit codes of all processes; as soon as one fails, or after `timeout_s`, the others are killed."""
+def poll(processes: "Sequence[subprocess.Popen[bytes]]", timeout_s: float) -> Iterator[None]:
+    """Yield about ten times a second and once after all processes have ended; one that fails takes the others with it."""
     deadline = time.monotonic() + timeout_s
     while any(process.poll() is None for process in processes):
         failed = any(process.poll() not in (None, 0) for process in processes)
-        if failed or time.monotonic() > deadline:
+        if failed:
             # A victim of another rank's failure needs a moment to write its own traceback.
-            time.sleep(1.0 if failed else 0.0)
+            time.sleep(1.0)
+        if failed or time.monotonic() > deadline:
             for process in processes:
-                if process.poll() is None:
-                    process.kill()
-        time.sleep(0.05)
-    return [process.returncode for process in processes]
+                process.kill()
+        time.sleep(0.1)
+        yield
+    yield  # for what a process wrote just before it ended

@@ -1,1 +1,2 @@
-def write(rows, path): pass
+def write(rows, path):
+    pass

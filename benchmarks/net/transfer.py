@@ -1,9 +1,9 @@
 """Raw TCP between two namespaces: line rate and round trip, with sockets and nothing else.
 
-    python transfer.py receive SECONDS          listens, prints "listening", then the rate in Gbit/s
-    python transfer.py send SECONDS ADDRESS
-    python transfer.py echo COUNT               listens, prints "listening", answers COUNT one-byte messages
-    python transfer.py ping COUNT ADDRESS       prints the median round trip in milliseconds
+python transfer.py receive SECONDS          listens, prints "listening", then the rate in Gbit/s
+python transfer.py send SECONDS ADDRESS
+python transfer.py echo COUNT               listens, prints "listening", answers COUNT one-byte messages
+python transfer.py ping COUNT ADDRESS       prints the median round trip in milliseconds
 """
 
 import socket
