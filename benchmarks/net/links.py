@@ -228,7 +228,7 @@ def _die_with_parent() -> None:
 
 
 def poll(processes: "Sequence[subprocess.Popen[bytes]]", timeout_s: float) -> Iterator[None]:
-    """Yield about ten times a second and once after all processes have ended; one that fails takes the others with it."""
+    """Yield ten times a second, and once when all processes have ended; one that fails takes the others with it."""
     deadline = time.monotonic() + timeout_s
     while any(process.poll() is None for process in processes):
         failed = any(process.poll() not in (None, 0) for process in processes)

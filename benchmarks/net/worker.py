@@ -9,24 +9,20 @@ import dataclasses
 import gc
 import json
 import os
-import statistics
 import sys
 import time
 import traceback
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
 from benchmarks.net.links import INTERFACE
 from benchmarks.net.methods import METHODS
 from benchmarks.net.replay import Replay, shapes
-from benchmarks.net.training import Training
-
-COUNTERS = ("tx_bytes", "rx_bytes", "tx_packets")
+from benchmarks.net.timing import counters, gather, slowest, step, summary
+from benchmarks.net.training import train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,45 +74,22 @@ def main() -> None:
 def _measure(job: Job, name: str) -> dict[str, Any]:
     """Time one method: seconds a step (slowest rank), bytes from the interface's own counters."""
     if job.model == "training":
-        return Training(job.rank).run(METHODS[name], job.training_steps, lambda: counters(job.interface))
+        return train(METHODS[name], job.rank, job.training_steps, job.interface)
     replay = Replay(shapes(job.model), seed=1 + job.rank)
     model, optimizer = METHODS[name](replay, 1e-4)
     for _ in range(job.warmup_steps):
-        _step(model, optimizer)
-    seconds: list[float] = []
+        step(model, optimizer)
+    seconds: list[tuple[float, float]] = []
     counted: list[list[int]] = []
     start = time.monotonic()
     while len(seconds) < job.max_steps:
-        used = _slowest(time.monotonic() - start)  # also the barrier before the step
+        used = slowest(time.monotonic() - start)  # also the barrier before the step
         if len(seconds) >= job.min_steps and used > job.budget_s:
             break
-        before, begin = counters(job.interface), time.perf_counter()
-        _step(model, optimizer)
-        seconds.append(time.perf_counter() - begin)
+        before = counters(job.interface)
+        seconds.append(step(model, optimizer))
         counted.append([after - early for early, after in zip(before, counters(job.interface), strict=True)])
     return summary(seconds, counted)
-
-
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    model().backward()
-    optimizer.step()
-
-
-def summary(seconds: list[float], counted: list[list[int]]) -> dict[str, Any]:
-    """Gather every rank's steps; the slowest rank of each step counts, bytes are the mean over ranks and steps."""
-    times = _gather(torch.tensor(seconds, dtype=torch.float64)).amax(0).tolist()
-    traffic = _gather(torch.tensor(counted, dtype=torch.float64)).mean((0, 1)).tolist()
-    ordered = sorted(times)
-    return {
-        "step_s": statistics.median(times),
-        "step_s_low": ordered[len(ordered) // 10],
-        "step_s_high": ordered[-1 - len(ordered) // 10],
-        "steps": len(times),
-        "bytes_sent_per_worker": traffic[0],
-        "bytes_received_per_worker": traffic[1],
-        "frames_sent_per_worker": traffic[2],
-    }
 
 
 def _soak(job: Job, name: str) -> dict[str, Any]:
@@ -125,11 +98,11 @@ def _soak(job: Job, name: str) -> dict[str, Any]:
     model, optimizer = METHODS[name](Replay(sizes, seed=1 + job.rank), 1e-2)
     start, before = time.monotonic(), counters(job.interface)
     for _ in range(job.soak_steps):
-        _step(model, optimizer)
+        step(model, optimizer)
     seconds = time.monotonic() - start
     sent = counters(job.interface)[0] - before[0]
     weights = torch.cat([weight.detach().reshape(-1) for weight in model.parameters()])
-    replicas = _gather(weights.view(torch.int32).double())
+    replicas = gather(weights.view(torch.int32).double())
     return {
         "steps": job.soak_steps,
         "step_s": seconds / job.soak_steps,
@@ -138,24 +111,6 @@ def _soak(job: Job, name: str) -> dict[str, Any]:
         "weights_changed": bool(weights.abs().max() > 0),
         "weights_finite": bool(weights.isfinite().all()),
     }
-
-
-def counters(interface: str) -> list[int]:
-    """Bytes sent, bytes received and frames sent of this namespace's interface since it was made."""
-    folder = Path("/sys/class/net") / interface / "statistics"
-    return [int((folder / name).read_text()) for name in COUNTERS]
-
-
-def _slowest(seconds: float) -> float:
-    value = torch.tensor(seconds, dtype=torch.float64)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return float(value)
-
-
-def _gather(tensor: Tensor) -> Tensor:
-    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, tensor)
-    return torch.stack(parts)
 
 
 if __name__ == "__main__":
