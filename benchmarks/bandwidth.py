@@ -37,7 +37,7 @@ if __package__ in (None, ""):
 
 from benchmarks.net import links, report  # noqa: E402
 from benchmarks.net.methods import METHODS, TITLES  # noqa: E402
-from benchmarks.net.replay import MODELS  # noqa: E402
+from benchmarks.shapes import MODELS  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "bandwidth.json"
 KEY = ("link", "rtt_ms", "loss", "nodes", "model", "method")

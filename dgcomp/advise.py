@@ -40,12 +40,12 @@ class Model:
         return max(1, -(-4 * (self.sparse_numel + self.leftover_numel) // BUCKET_BYTES))
 
 
-# benchmarks' shape lists give the same counts (tests/exchange/test_advise.py).
+# benchmarks/shapes.py gives the same counts (tests/exchange/test_advise.py).
 MODELS = {
     "resnet50": Model(25_502_912, 54_120, 161),
     "vgg16": Model(138_344_128, 13_416, 32),
-    "bert-base": Model(109_360_128, 122_112, 199),
-    "lstm-1500": Model(51_000_000, 34_000, 10),
+    "bert_base": Model(109_360_128, 122_112, 199),
+    "lstm1500": Model(51_000_000, 34_000, 10),
 }
 
 

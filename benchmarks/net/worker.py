@@ -20,9 +20,10 @@ import torch.distributed as dist
 
 from benchmarks.net.links import INTERFACE
 from benchmarks.net.methods import METHODS
-from benchmarks.net.replay import Replay, shapes
+from benchmarks.net.replay import Replay
 from benchmarks.net.timing import counters, gather, slowest, step, summary
 from benchmarks.net.training import train
+from benchmarks.shapes import MODELS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ def _measure(job: Job, name: str) -> dict[str, Any]:
     """Time one method: seconds a step (slowest rank), bytes from the interface's own counters."""
     if job.model == "training":
         return train(METHODS[name], job.rank, job.training_steps, job.interface)
-    replay = Replay(shapes(job.model), seed=1 + job.rank)
+    replay = Replay(MODELS[job.model](), seed=1 + job.rank)
     model, optimizer = METHODS[name](replay, 1e-4)
     for _ in range(job.warmup_steps):
         step(model, optimizer)

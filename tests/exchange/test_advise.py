@@ -1,20 +1,20 @@
 """python -m dgcomp.advise: its models, its numbers, its answer."""
 
-import math
-
 import pytest
 
-from benchmarks.net.replay import shapes
+from benchmarks import shapes
 from dgcomp.advise import MODELS, Model, advise, exposed_s, main
 from dgcomp.exchange.model import Link
 
 
+def test_the_same_models_are_known() -> None:
+    assert list(MODELS) == list(shapes.MODELS)
+
+
 @pytest.mark.parametrize("name", list(MODELS))
 def test_counts_are_those_of_the_shapes(name: str) -> None:
-    sizes = shapes(name)
-    sparse = sum(math.prod(size) for size in sizes if len(size) > 1)
-    leftover = sum(math.prod(size) for size in sizes if len(size) == 1)
-    assert MODELS[name] == Model(sparse, leftover, len(sizes))
+    sizes = shapes.MODELS[name]()
+    assert MODELS[name] == Model(*shapes.split(sizes), len(sizes))
 
 
 def test_the_command_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
