@@ -5,7 +5,7 @@ use both directions. Every rank knows every size beforehand, so no sizes are exc
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,14 +21,41 @@ _all_gather_single: Callable[..., Any] = getattr(dist, "all_gather_single", None
 
 def gather_bytes(message: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, int]:
     """Every rank's message, all of the same length: uint8, shape (ranks, bytes), and the number of collectives."""
-    return _in_chunks(message.unsqueeze(0), lambda out, chunk: _all_gather_single(out, chunk, group, True), group)
+    ranks, device = dist.get_world_size(group), device_of(group)
+    works = _Works()
+    blocks = []
+    for start in range(0, len(message), CHUNK_BYTES):
+        chunk = message[start : start + CHUNK_BYTES].to(device)
+        out = torch.empty(ranks * len(chunk), dtype=torch.uint8, device=device)
+        works.add(_all_gather_single(out, chunk, group, True), chunk)
+        blocks.append(out.view(ranks, -1))
+    works.wait()
+    return torch.cat(blocks, 1).cpu() if len(blocks) > 1 else blocks[0].cpu(), len(blocks)
 
 
-def swap_bytes(messages: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, int]:
-    """Row j of `messages` (ranks, bytes) to rank j; returns the rows received, and the number of collectives."""
-    return _in_chunks(
-        messages, lambda out, chunk: dist.all_to_all_single(out, chunk, group=group, async_op=True), group
-    )
+def swap_bytes(
+    rows: Sequence[Tensor], sizes: Sequence[int], group: dist.ProcessGroup | None
+) -> tuple[list[Tensor], int]:
+    """Row j to rank j; returns the rows received, `sizes` bytes from each rank, and the number of collectives.
+
+    A row's length may depend on its receiver only, so that all ranks count the same chunks.
+    """
+    device = device_of(group)
+    width = max(CHUNK_BYTES // len(rows), 1)
+    works = _Works()
+    received: list[list[Tensor]] = [[] for _ in sizes]
+    longest = max(max(map(len, rows)), max(sizes))
+    for start in range(0, longest, width):
+        parts = [row[start : start + width] for row in rows]
+        out_sizes = [max(min(width, size - start), 0) for size in sizes]
+        chunk = torch.cat(parts).to(device)
+        out = torch.empty(sum(out_sizes), dtype=torch.uint8, device=device)
+        splits = [len(part) for part in parts]
+        works.add(dist.all_to_all_single(out, chunk, out_sizes, splits, group=group, async_op=True), chunk)
+        for blocks, block in zip(received, out.split(out_sizes), strict=True):
+            blocks.append(block)
+    works.wait()
+    return [torch.cat(blocks).cpu() for blocks in received], works.calls
 
 
 def broadcast_bytes(buffer: Tensor, source: int, group: dist.ProcessGroup | None) -> int:
@@ -46,24 +73,19 @@ def device_of(group: dist.ProcessGroup | None) -> torch.device:
     return torch.device("cpu")
 
 
-def _in_chunks(
-    rows: Tensor, issue: Callable[[Tensor, Tensor], Any], group: dist.ProcessGroup | None
-) -> tuple[Tensor, int]:
-    """Run a collective that maps (r, b) to (ranks, b) column block by column block, and put the blocks together."""
-    ranks = dist.get_world_size(group)
-    device = device_of(group)
-    num_bytes = rows.shape[1]
-    width = max(CHUNK_BYTES // ranks if rows.shape[0] > 1 else CHUNK_BYTES, 1)
-    pending: deque[Any] = deque()
-    blocks = []
-    for start in range(0, num_bytes, width):
-        chunk = rows[:, start : start + width].contiguous().to(device)
-        out = torch.empty(ranks * chunk.shape[1], dtype=torch.uint8, device=device)
-        if len(pending) == _IN_FLIGHT:
-            pending.popleft()[0].wait()
-        pending.append((issue(out, chunk.reshape(-1)), chunk))
-        blocks.append(out.view(ranks, -1))
-    for work, _ in pending:
-        work.wait()
-    gathered = blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
-    return gathered.cpu(), len(blocks)
+class _Works:
+    """Asynchronous collectives, two of which stay in flight while the next is prepared; keeps their inputs alive."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self._pending: deque[tuple[Any, Tensor]] = deque()
+
+    def add(self, work: Any, source: Tensor) -> None:
+        self.calls += 1
+        self._pending.append((work, source))
+        if len(self._pending) > _IN_FLIGHT:
+            self._pending.popleft()[0].wait()
+
+    def wait(self) -> None:
+        while self._pending:
+            self._pending.popleft()[0].wait()

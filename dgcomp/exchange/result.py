@@ -1,6 +1,6 @@
 """What an exchange of sparse vectors hands back, and the steps that all algorithms share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +11,6 @@ from torch import Tensor
 
 from dgcomp import wire
 from dgcomp.wire.message import sorted_entries
-
-_ROOM_FOR_A_REASON = 128  # bytes: even the smallest message can say why a rank failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +63,32 @@ class Plan:
     dense_codec: str
     tag: int
     group: dist.ProcessGroup | None
+    room_for_a_reason: int = 128
+    """Bytes that even the smallest message has, so that it can say why a rank failed."""
 
     def capacity_bytes(self) -> int:
         """Length of one rank's padded message."""
         needed = wire.capacity_bytes(
             self.count, self.numel, self.codec, dense_numel=self.dense_numel, dense_codec=self.dense_codec
         )
-        return max(needed, _ROOM_FOR_A_REASON)
+        return max(needed, self.room_for_a_reason)
 
-    def fixed_codec(self) -> str:
-        """The codec with the position format that every rank uses, so that the capacity holds."""
-        return wire.fixed_codec(self.codec, self.count, self.numel)
+    def encode(self, values: NDArray[np.float32], positions: NDArray[np.int64], dense: Tensor) -> Tensor:
+        """A message of these entries, padded to the capacity."""
+        message = wire.encode_message(
+            torch.from_numpy(values),
+            torch.from_numpy(positions),
+            self.numel,
+            wire.fixed_codec(self.codec, self.count, self.numel),
+            dense=dense,
+            dense_codec=self.dense_codec,
+            tag=self.tag,
+        )
+        return padded(message, self.capacity_bytes())
+
+    def failure(self, reason: str) -> Tensor:
+        """A message of the same length that makes every receiver raise."""
+        return padded(wire.failure_message(reason, self.capacity_bytes()), self.capacity_bytes())
 
 
 def select(values: Tensor, positions: Tensor, dense: Tensor, plan: Plan) -> Selection:
@@ -99,20 +112,27 @@ def padded(message: Tensor, capacity: int) -> Tensor:
 
 
 def decode_all(
-    rows: Tensor, group: dist.ProcessGroup | None, numels: Sequence[int], dense_numels: Sequence[int]
+    rows: Iterable[Tensor], names: Sequence[int], numels: Sequence[int], dense_numels: Sequence[int]
 ) -> list[wire.Message]:
     """Read one message per rank; raises WireError that names the first rank whose message cannot be read.
 
     The first rank's tag is the measure for the others, so that all ranks blame the same one.
     """
     messages: list[wire.Message] = []
-    for rank, (row, numel, dense_numel) in enumerate(zip(rows, numels, dense_numels, strict=True)):
+    for name, row, numel, dense_numel in zip(names, rows, numels, dense_numels, strict=True):
         try:
             tag = messages[0].tag if messages else None
             messages.append(wire.decode_message(row, tag=tag, numel=numel, dense_numel=dense_numel))
         except wire.WireError as error:
-            raise wire.WireError(f"the message of rank {_global_rank(group, rank)} was refused: {error}") from None
+            raise wire.WireError(f"rank {name}: {error}") from None
     return messages
+
+
+def global_ranks(group: dist.ProcessGroup | None) -> list[int]:
+    """Names of a group's ranks for messages: their global ranks."""
+    if group is None:
+        return list(range(dist.get_world_size()))
+    return dist.get_process_group_ranks(group)
 
 
 def sum_dense(parts: Sequence[Tensor]) -> Tensor:
@@ -121,7 +141,3 @@ def sum_dense(parts: Sequence[Tensor]) -> Tensor:
     for part in parts[1:]:
         total += part
     return total
-
-
-def _global_rank(group: dist.ProcessGroup | None, rank: int) -> int:
-    return rank if group is None else dist.get_global_rank(group, rank)

@@ -67,9 +67,13 @@ def smallest(count: int, numel: int) -> str:
 
 def encode_smallest(positions: I64, numel: int) -> tuple[str, Bytes]:
     """The format that is smallest for exactly these positions, and their bytes in it."""
-    count = positions.size
-    rice = _rice_size(positions, numel)[1] if count else 0
-    form = min(_automatic(numel), key=lambda name: rice if name == "rice" else worst_bytes(name, count, numel))
+    if positions.size == 0:
+        return FORMATS[0], encode(FORMATS[0], positions, numel)
+    sizes = {form: worst_bytes(form, positions.size, numel) for form in _automatic(numel)}
+    sizes["rice"] = _rice_size(positions, numel)[1]
+    if 2 * positions.size < min(sizes.values()):  # even with fillers, runs may be smaller than their worst case
+        sizes["run16"] = _encode_run16(positions, numel).size
+    form = min(sizes, key=lambda name: sizes[name])
     return form, encode(form, positions, numel)
 
 
