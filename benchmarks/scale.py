@@ -29,6 +29,7 @@ from dgcomp.exchange.model import (  # noqa: E402
     Link,
     dense_bf16,
     dense_fp32,
+    entry_bits,
     ring_all_reduce,
     sparse_all_gather,
     sparse_owner,
@@ -202,13 +203,20 @@ def _write(title: str, gradient: Gradient, curves: dict[str, list[Cost]], points
     }
     (RESULTS / "scale.json").write_text(json.dumps(record, indent=1) + "\n")
     lines = ["# Exchanges at scale, by the cost model\n", *_validation_table(points), *_curve_table(title, curves)]
-    k = gradient.num_entries
-    at = WORLD_SIZES.index(1024)
-    entries = (curves["owner"][at].bytes_sent - gradient.leftover_numel) * 8 / (gradient.message_bytes * 8 / k) / k
-    lines += [f"\nThe owner exchange sends {entries:.2f} k entries per worker at 1,024 workers (bound: 6 k).\n"]
+    entries = {
+        world_size: owner_entries(replace(gradient, leftover_numel=0), world_size) for world_size in (8, 64, 1024)
+    }
+    counted = ", ".join(f"{factor:.2f} k at {world_size:,}" for world_size, factor in entries.items())
+    lines += [f"\nThe owner exchange sends, in entries per worker: {counted} workers (bound: 6 k).\n"]
     lines += _figure6_table()
     (RESULTS / "scale.md").write_text("\n".join(lines) + "\n")
     _plot(title, curves, RESULTS / "scale.png")
+
+
+def owner_entries(gradient: Gradient, world_size: int) -> float:
+    """Bytes that a worker sends through owners, headers included, in entries, as a multiple of k."""
+    sent = sparse_owner(gradient, world_size, Link(1.0), Host()).bytes_sent
+    return sent * 8 / entry_bits(gradient.density, gradient.codec) / gradient.num_entries
 
 
 def _validation_table(points: list[Point]) -> list[str]:

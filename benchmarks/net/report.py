@@ -36,10 +36,10 @@ def _intro(rows: list[Row]) -> str:
         "# Gradient exchange over shaped links\n\n"
         f"Machine: {latest['machine']}; torch {latest['torch']}; commits {_named(r['commit'] for r in rows)}; "
         f"measured {min(r['time'] for r in rows)[:10]} to {latest['time'][:10]}.\n"
-        "Written by benchmarks/bandwidth.py; docs/bandwidth.md says how it is measured. One process per rank, one thread\n"
-        "each, all ranks on this machine's cores. A step is the exchange and the optimizer's update; the gradients cost\n"
-        "nothing to compute. Median over the steps of the slowest rank; bytes come from the interface counters.\n"
-        "Speed-ups are against the fastest of the measured bucket sizes of fp32 DDP in the same cell.\n"
+        "Written by benchmarks/bandwidth.py; docs/bandwidth.md says how it is measured. One process per rank, one\n"
+        "thread each, all ranks on this machine's cores. A step is the exchange and the optimizer's update; the\n"
+        "gradients cost nothing to compute. Median over the steps of the slowest rank; bytes come from the interface\n"
+        "counters. Speed-ups are against the fastest of the measured bucket sizes of fp32 DDP in the same cell.\n"
     )
 
 

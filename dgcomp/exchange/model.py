@@ -28,8 +28,8 @@ VALUE_BITS = {"fp32": 32.0, "bf16": 16.0, "int8": 8.0 + 32 / 256, "int4": 4.0 + 
 # Header, counts and checksum of one packed message.
 MESSAGE_HEADER_BYTES = 32
 
-# Room that the fixed-size messages to owners leave for the unevenness of positions.
-OWNER_CAPACITY_FACTOR = 1.25
+# Messages to and from owners have at least this room, to say why a rank failed.
+OWNER_MESSAGE_BYTES = 96
 
 _BITS_PER_S = re.compile(r"^\s*([0-9.]+)\s*([kMG]?)\s*(?:bit|bits|b|bps)(?:/s|ps)?\s*$", re.IGNORECASE)
 _SECONDS = re.compile(r"^\s*([0-9.]+)\s*(us|ms|s)\s*$", re.IGNORECASE)
@@ -247,13 +247,20 @@ def sparse_all_gather(gradient: Gradient, world_size: int, link: Link, host: Hos
 def sparse_owner(gradient: Gradient, world_size: int, link: Link, host: Host) -> Cost:
     """Entries go to the owner of their region, who merges and keeps its k / N largest; then an all-gather of these.
 
-    Upload is at most `(1.25 + 1) k (N - 1) / N` entries whatever N is, against the lower bound of 2 k (N - 1) / N.
+    A worker sends little more than the lower bound of 2 k (N - 1) / N entries, whatever N is: the messages to owners
+    have room for an eighth more than their share and two deviations (dgcomp.exchange.regions).
     """
-    owned = gradient.message_bytes / world_size
-    upload = _per_bucket(all_to_all, gradient.message_bytes * OWNER_CAPACITY_FACTOR, gradient, world_size, link, host)
-    share = _per_bucket(all_gather, owned, gradient, world_size, link, host)
+    share = gradient.num_entries / gradient.num_buckets / world_size
+    # A worker has no more than its k entries to send, however few owners there are.
+    room = min(1.125 * share + 2 * math.sqrt(share) + 2, share * world_size)
+    bits = entry_bits(gradient.density, gradient.codec)
+    leftover = gradient.leftover_numel * gradient.leftover_bits / 8 / gradient.num_buckets / world_size
+    to_owner = max(OWNER_MESSAGE_BYTES, MESSAGE_HEADER_BYTES + room * bits / 8 + leftover)
+    from_owner = max(OWNER_MESSAGE_BYTES, MESSAGE_HEADER_BYTES + share * bits / 8 + leftover)
+    args = (world_size, link, host)
+    exchange = all_to_all(to_owner * world_size, *args) + all_gather(from_owner, *args)
     # Decoded twice: k entries as an owner, k entries of the result. Encoding the k / N owned ones is negligible.
-    return _compress(gradient, 2 * gradient.num_entries, host) + upload + share
+    return _compress(gradient, 2 * gradient.num_entries, host) + _repeated(exchange, gradient.num_buckets)
 
 
 def sparse_tree(gradient: Gradient, world_size: int, link: Link, host: Host) -> Cost:
@@ -288,9 +295,11 @@ def _per_bucket(
     collective: Collective, num_bytes: float, gradient: Gradient, world_size: int, link: Link, host: Host
 ) -> Cost:
     """The buckets' collectives one after the other: bytes once, latency once for each bucket."""
-    one = collective(num_bytes / gradient.num_buckets, world_size, link, host)
-    buckets = gradient.num_buckets
-    return Cost(one.seconds * buckets, one.bytes_sent * buckets, one.messages * buckets)
+    return _repeated(collective(num_bytes / gradient.num_buckets, world_size, link, host), gradient.num_buckets)
+
+
+def _repeated(cost: Cost, times: int) -> Cost:
+    return Cost(cost.seconds * times, cost.bytes_sent * times, cost.messages * times)
 
 
 def _compress(gradient: Gradient, entries_received: float, host: Host) -> Cost:

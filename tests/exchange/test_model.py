@@ -24,6 +24,7 @@ from dgcomp.exchange.model import (
     tree_all_reduce,
     two_level,
 )
+from dgcomp.exchange.volume import bytes_per_worker
 
 FREE = Host(1e30, 1e30, 1e30, 1e30, 0.0)
 RESNET50 = Gradient(25_502_912, leftover_numel=54_120)
@@ -97,12 +98,22 @@ def test_one_worker_pays_nothing_for_the_network() -> None:
         assert (cost.seconds, cost.bytes_sent) == (pytest.approx(0, abs=1e-9), 0)
 
 
-@pytest.mark.parametrize("world_size", [8, 64, 1024, 4096])
+@pytest.mark.parametrize("world_size", [2, 8, 64, 256, 1024])
+@pytest.mark.parametrize("leftover", [0, 54_120])
+def test_bytes_are_those_of_the_real_exchanges(world_size: int, leftover: int) -> None:
+    gradient = Gradient(25_502_912, leftover_numel=leftover)
+    for name, exchange in (("all_gather", sparse_all_gather), ("owner", sparse_owner)):
+        real = bytes_per_worker(
+            name, count=25_503, numel=25_502_912, world_size=world_size, codec="int4", dense_numel=leftover
+        )
+        assert exchange(gradient, world_size, Link(1.0), Host()).bytes_sent == pytest.approx(real, rel=0.12), name
+
+
+@pytest.mark.parametrize("world_size", [8, 64, 1024])
 def test_owner_exchange_sends_at_most_6k_entries(world_size: int) -> None:
-    gradient = Gradient(25_502_912, codec="pairs")
-    sent_entries = sparse_owner(gradient, world_size, Link(1.0), Host()).bytes_sent / 8
-    k, header_share = gradient.num_entries, 64 * 3 / 8
-    assert 2 * k * (world_size - 1) / world_size <= sent_entries <= 6 * k + header_share
+    gradient = Gradient(25_502_912)
+    sent = sparse_owner(gradient, world_size, Link(1.0), Host()).bytes_sent * 8 / entry_bits(0.001)
+    assert 2 * gradient.num_entries * (world_size - 1) / world_size <= sent <= 6 * gradient.num_entries
 
 
 def test_all_gather_wins_below_the_crossover_and_owner_above() -> None:
