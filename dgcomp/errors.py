@@ -30,6 +30,4 @@ def raise_if_different(digest: int, what: str, *, group: dist.ProcessGroup, devi
     dist.all_gather(gathered, own, group=group)
     different = [rank for rank, other in enumerate(gathered) if not torch.equal(other, gathered[0])]
     if different:
-        raise ValueError(
-            f"{what} differ between the ranks: rank(s) {different} do not agree with rank 0; make them equal"
-        )
+        raise ValueError(f"{what} differ: rank(s) {different} do not agree with rank 0; make them equal on all ranks")

@@ -9,8 +9,10 @@ parameter. Checkpoints are keyed by parameter name: DDP's buckets, which it rebu
 appear here.
 """
 
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -87,6 +89,12 @@ class GradientMemory:
     def slots(self) -> tuple[Slot, ...]:
         """All slots, sparse ones first."""
         return self.sparse + self.leftover
+
+    @cached_property
+    def layout_tag(self) -> int:
+        """32-bit mark of the parameters' names and shapes, the same on all ranks that train the same model."""
+        layout = [(slot.name, tuple(slot.parameter.shape)) for slot in self.slots]
+        return zlib.crc32(repr(layout).encode())
 
     @property
     def sparse_numel(self) -> int:

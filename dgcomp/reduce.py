@@ -64,7 +64,8 @@ class Report:
     sent_entries: int = 0
     sparse_bytes_sent: int = 0
     leftover_bytes_sent: int = 0
-    bytes_received: int = 0
+    network_bytes_sent: int = 0
+    network_bytes_received: int = 0
     messages: int = 0
     milliseconds: dict[str, float] = field(default_factory=dict)
 
@@ -104,13 +105,14 @@ def reduce_sparse(
     result = all_reduce_sparse(
         values,
         positions,
-        memory.sparse_numel,
+        max(1, memory.sparse_numel),
         group=group,
         codec=config.codec,
         algorithm=step.exchange,
         dense=leftovers,
         dense_codec=config.leftover_codec,
         count=count,
+        tag=memory.layout_tag,
     )
     watch.lap("exchange")
 
@@ -124,9 +126,10 @@ def reduce_sparse(
     watch.lap("apply")
 
     report.sent_entries = positions.numel()
-    report.sparse_bytes_sent = min(result.bytes_sent, capacity_bytes(count, memory.sparse_numel, config.codec))
-    report.leftover_bytes_sent = result.bytes_sent - report.sparse_bytes_sent
-    report.bytes_received = result.bytes_received
+    report.sparse_bytes_sent = capacity_bytes(count, max(1, memory.sparse_numel), config.codec)
+    report.leftover_bytes_sent = result.message_bytes - report.sparse_bytes_sent
+    report.network_bytes_sent = result.bytes_sent
+    report.network_bytes_received = result.bytes_received
     report.messages += result.messages
     return report
 
@@ -227,10 +230,10 @@ def _concatenate(parts: list[Tensor], memory: GradientMemory) -> Tensor:
 
 def _collect_leftovers(
     memory: GradientMemory, gradients: Mapping[str, Tensor], scale: float, used: list[bool]
-) -> Tensor | None:
-    """All leftover gradients with the rounding error of the last step added, as one flat tensor, or None."""
+) -> Tensor:
+    """All leftover gradients with the rounding error of the last step added, as one flat tensor."""
     if not memory.leftover:
-        return None
+        return memory.leftover_residual
     flat = torch.cat([gradients[slot.name].float() for slot in memory.leftover]).mul_(scale)
     flat += memory.leftover_residual
     for slot in _unused(memory, used):
@@ -261,8 +264,6 @@ def _deliver_leftovers(
     used: list[bool],
 ) -> None:
     """Turn the mean leftover gradients into updates and keep what the wire rounded off."""
-    if result.dense is None or result.dense_error is None:
-        return
     for slot in _unused(memory, used):
         slot.view(result.dense_error).copy_(memory.residual_of(slot))
     memory.leftover_residual.copy_(result.dense_error)
@@ -274,6 +275,11 @@ def _deliver_leftovers(
             continue
         gradient.copy_(slot.view(result.dense))
         _apply_momentum(memory, slot, gradient, step, gradient_scale=1.0 / world_size)
+
+
+def ring_bytes(num_bytes: int, world_size: int) -> int:
+    """Bytes that a rank sends, and receives, in a ring all-reduce of a tensor of `num_bytes`."""
+    return 2 * num_bytes * (world_size - 1) // world_size
 
 
 @dataclass
@@ -332,7 +338,8 @@ def finish_dense(
         sent_entries=memory.sparse_numel,
         sparse_bytes_sent=round(sent * share),
         leftover_bytes_sent=sent - round(sent * share),
-        bytes_received=2 * sent * (world_size - 1) // world_size,
+        network_bytes_sent=ring_bytes(sent, world_size),
+        network_bytes_received=ring_bytes(sent, world_size),
         messages=len(parts),
         milliseconds=watch.milliseconds,
     )

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dgcomp.config import DGCConfig
 from dgcomp.errors import raise_if_different, raise_together
 from dgcomp.memory import GradientMemory, ParameterSettings, check_parameters, flat_view
-from dgcomp.reduce import DensePart, Report, Step, finish_dense, reduce_sparse, start_dense
+from dgcomp.reduce import DensePart, Report, Step, finish_dense, reduce_sparse, ring_bytes, start_dense
 from dgcomp.replicas import check_replicas
 from dgcomp.schedule import density_at
 from dgcomp.telemetry import Counters
@@ -93,7 +93,7 @@ class DGCState:
             self._handles.append(optimizer.register_step_post_hook(self._after_update))
 
         raise_if_different(_digest(self.config.to_dict()), "the DGCConfigs", group=self.group, device=self._device)
-        raise_if_different(self._layout_digest(), "parameter names or shapes", group=self.group, device=self._device)
+        raise_if_different(self.memory.layout_tag, "parameter names or shapes", group=self.group, device=self._device)
         check_replicas(self.memory.slots, self.group)
 
     @property
@@ -151,9 +151,10 @@ class DGCState:
     def stats(self) -> dict[str, Any]:
         """Counts since the start of the run (bytes of this rank) and figures of the last step.
 
-        `bytes_sent` is what this rank put on the wire as its own contribution, `bytes_dense` the size of the
-        gradients that dense DDP would have contributed: their quotient is the paper's compression ratio (3.1).
-        `sparse_` counts tensors of two or more dimensions alone, `leftover_` the rest.
+        `bytes_sent` is what this rank contributed to the exchanges, `bytes_dense` the size of the gradients that dense
+        DDP would have contributed: their quotient is the paper's compression ratio (section 3.1). `sparse_` counts
+        tensors of two or more dimensions alone, `leftover_` the rest. `network_bytes_sent` and `_received` include
+        what the collective passes on for others, `network_bytes_dense` what a dense ring all-reduce would have sent.
         """
         counters, memory = self.counters, self.memory
         return {
@@ -161,8 +162,10 @@ class DGCState:
             "nonfinite_steps": counters.nonfinite_steps,
             "density": counters.last.get("density", self.config.density),
             "bytes_sent": counters.bytes_sent,
-            "bytes_received": counters.bytes_received,
+            "bytes_received": counters.network_bytes_received,
             "bytes_dense": counters.bytes_dense,
+            "network_bytes_sent": counters.network_bytes_sent,
+            "network_bytes_dense": counters.network_bytes_dense,
             "sparse_bytes_sent": counters.sparse_bytes_sent,
             "sparse_bytes_dense": counters.sparse_bytes_dense,
             "leftover_bytes_sent": counters.leftover_bytes_sent,
@@ -277,7 +280,9 @@ class DGCState:
         counters.sparse_bytes_sent += report.sparse_bytes_sent
         counters.leftover_bytes_sent += report.leftover_bytes_sent
         counters.bytes_sent += report.sparse_bytes_sent + report.leftover_bytes_sent
-        counters.bytes_received += report.bytes_received
+        counters.network_bytes_sent += report.network_bytes_sent
+        counters.network_bytes_received += report.network_bytes_received
+        counters.network_bytes_dense += ring_bytes(dense, self.world_size)
         counters.last = {
             "density": report.sent_entries / max(1, memory.sparse_numel),
             "bytes_sent": report.sparse_bytes_sent + report.leftover_bytes_sent,
@@ -347,9 +352,6 @@ class DGCState:
         if state["version"] != STATE_VERSION:
             return f"the state has version {state['version']}, this dgcomp reads version {STATE_VERSION}"
         return self.memory.complaint(state["memory"])
-
-    def _layout_digest(self) -> int:
-        return _digest([(slot.name, tuple(slot.parameter.shape)) for slot in self.memory.slots])
 
 
 def trainable_parameters(model: DistributedDataParallel) -> list[tuple[str, nn.Parameter]]:

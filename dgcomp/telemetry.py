@@ -29,8 +29,10 @@ class Counters:
     steps: int = 0
     nonfinite_steps: int = 0
     bytes_sent: int = 0
-    bytes_received: int = 0
     bytes_dense: int = 0
+    network_bytes_sent: int = 0
+    network_bytes_received: int = 0
+    network_bytes_dense: int = 0
     sparse_bytes_sent: int = 0
     sparse_bytes_dense: int = 0
     leftover_bytes_sent: int = 0

@@ -19,7 +19,8 @@ def test_csv(tmp_path: Path) -> None:
     writer.write(1, STATS)
     writer.write(2, {**STATS, "late": 5})
     writer.close()
-    rows = list(csv.DictReader((tmp_path / "stats.csv").open()))
+    with (tmp_path / "stats.csv").open() as file:
+        rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["1", "2"]
     assert rows[1]["milliseconds/exchange"] == "1.5"
     assert "late" not in rows[1]

@@ -65,10 +65,11 @@ def batch(step: int, rank: int, size: int = 8) -> tuple[Tensor, Tensor]:
 
 def ddp(model: nn.Module, seed: int = 0, **options: Any) -> DistributedDataParallel:
     """A DDP model with several buckets, initialised from `seed` on every rank."""
-    torch.manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.dim() >= 2 and parameter.numel():
-            nn.init.normal_(parameter, std=0.3)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel():
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
     return DistributedDataParallel(model, bucket_cap_mb=SMALL_BUCKETS_MB, **options)
 
 

@@ -1,5 +1,6 @@
 """One pass over memory from gradient to candidate positions, in three engines with one signature."""
 
+from dgcomp.kernels.dense import update_dense
 from dgcomp.kernels.dispatch import (
     accumulate_additional,
     accumulate_select,
@@ -18,4 +19,5 @@ __all__ = [
     "keep_largest",
     "mask",
     "scatter_add",
+    "update_dense",
 ]
