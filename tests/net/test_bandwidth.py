@@ -14,7 +14,7 @@ from benchmarks.net import links, report
 from benchmarks.net.methods import METHODS, TITLES, sgd, topk_hook, wrap
 from benchmarks.net.replay import Replay
 from benchmarks.net.timing import step
-from benchmarks.net.training import Student, Teacher
+from benchmarks.net.training import Clusters, Perceptron
 from dgcomp.exchange.model import Host, Link, dense_fp32, sparse_all_gather
 from tests.ranks import run_ranks
 
@@ -93,18 +93,18 @@ def test_peers_average_what_they_are_given() -> None:
     assert sent == pytest.approx(given, abs=1e-5 * max(1.0, abs(given)))
 
 
-def test_the_student_learns_the_teacher() -> None:
-    student, data = Student(), Teacher(seed=1)
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
+def test_the_network_learns() -> None:
+    network, data = Perceptron(), Clusters(seed=1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
     losses = []
-    for _ in range(12):
+    for _ in range(40):
         inputs, labels = data.batch(32)
         optimizer.zero_grad()
-        loss = student(inputs, labels)
+        loss = network(inputs, labels)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < losses[0]
+    assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
 
 
 def _row(method: str, link: str, rate: float, seconds: float, **more: Any) -> dict[str, Any]:
