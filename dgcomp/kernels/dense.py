@@ -50,7 +50,7 @@ def update_dense(
         arguments += [*map(np.float32, numbers), nesterov, is_additional]
 
         def work(first: int, last: int) -> None:
-            _loop(*arguments, first, last)
+            _loop(*[*arguments, first, last])
 
         run(work, split(gradient.numel()))
     else:
