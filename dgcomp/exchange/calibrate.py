@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dgcomp.exchange.collectives import device_of
 from dgcomp.exchange.model import PROTOCOL_EFFICIENCY, Host, Link
 
 BUDGET_S = 2.0
@@ -37,7 +38,7 @@ def calibrate(
     if world_size == 1:
         return Link(1e3, 0.0), host
     # A ring all-reduce of one number is 2 (N - 1) messages one after the other.
-    one = torch.zeros(1)
+    one = torch.zeros(1, device=device_of(group))
     trips = [_timed(lambda: dist.all_reduce(one, group=group), group) for _ in range(_LATENCY_ROUNDS)]
     message_s = sorted(trips)[len(trips) // 2] / (2 * (world_size - 1))
     software_s = min(host.message_s * workers_per_core, message_s)
@@ -63,7 +64,7 @@ def _payload_rate(world_size: int, group: dist.ProcessGroup | None) -> float:
 
 
 def _timed_all_gather(num_bytes: int, world_size: int, group: dist.ProcessGroup | None) -> float:
-    block = torch.zeros(num_bytes, dtype=torch.uint8)
+    block = torch.zeros(num_bytes, dtype=torch.uint8, device=device_of(group))
     gathered = [torch.empty_like(block) for _ in range(world_size)]
     return _timed(lambda: dist.all_gather(gathered, block, group=group), group)
 
@@ -88,6 +89,6 @@ def _timed(work: Callable[[], object], group: dist.ProcessGroup | None) -> float
 
 
 def _slowest(value: float, group: dist.ProcessGroup | None) -> float:
-    worst = torch.tensor(value, dtype=torch.float64)
+    worst = torch.tensor(value, dtype=torch.float64, device=device_of(group))
     dist.all_reduce(worst, op=dist.ReduceOp.MAX, group=group)
     return float(worst)
