@@ -57,7 +57,7 @@ def initial_threshold(residual: Tensor, k: int, seed: int) -> float:
 
     Every s-th entry from a random start is looked at, s odd so that rows of even length do not put all samples into few
     columns; s is chosen for 256 expected hits, 170,000 samples at a density of 0.1 %. Returns infinity for
-    k = 0, and 0.0 if so many entries are zero. The paper samples 0.1 to 1 % (sec. 5).
+    k = 0, and the smallest positive float32 if too many entries are zero. The paper samples 0.1 to 1 % (sec. 5).
     """
     numel = residual.numel()
     if k <= 0 or numel == 0:
@@ -68,7 +68,7 @@ def initial_threshold(residual: Tensor, k: int, seed: int) -> float:
     sample = residual[start::stride].abs()
     num_hits = min(max(round(sample.numel() * wanted / numel), 1), sample.numel())
     threshold = float(_kth_largest(sample, num_hits))
-    return math.inf if math.isnan(threshold) else threshold
+    return math.inf if math.isnan(threshold) else max(threshold, _SMALLEST_FLOAT32)
 
 
 def next_threshold(threshold: float, count: int, k: int, kth_magnitude: float) -> float:
@@ -92,7 +92,7 @@ def next_threshold(threshold: float, count: int, k: int, kth_magnitude: float) -
     if k <= 0:
         return math.inf
     if not 0.0 < kth_magnitude < math.inf:
-        return 0.0 if kth_magnitude <= 0.0 else threshold
+        return _SMALLEST_FLOAT32 if kth_magnitude <= 0.0 else threshold
     if count <= 0 or not 0.0 < threshold < math.inf:
         return kth_magnitude * math.exp(-_FIRST_MARGIN)
     margin = math.log(kth_magnitude / threshold)
@@ -104,7 +104,7 @@ def next_threshold(threshold: float, count: int, k: int, kth_magnitude: float) -
 
 def _search_everything(residual: Tensor, k: int, seed: int) -> Tensor:
     """A second pass with a sampled threshold; and a third over all that is not zero, should the sample have misled."""
-    threshold = max(initial_threshold(residual, k, seed), _SMALLEST_FLOAT32)
+    threshold = initial_threshold(residual, k, seed)
     chosen = kernels.keep_largest(residual, kernels.find_at_least(residual, threshold), k)
     if chosen.numel() < k:
         chosen = kernels.keep_largest(residual, kernels.find_at_least(residual, _SMALLEST_FLOAT32), k)
