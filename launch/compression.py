@@ -103,7 +103,7 @@ class DGCExchange(Exchange):
     clips_itself = True
 
     def __init__(
-        self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer, config: "dgcomp.DGCConfig"
+        self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer, config: dgcomp.DGCConfig
     ) -> None:
         super().__init__(ddp)
         self.warmup_steps = config.warmup_steps
@@ -161,7 +161,6 @@ def _build_dgc(
     steps_per_epoch: int,
     clip_norm: float | None,
 ) -> Exchange:
-    choices = {"codec": options.compress.codec, "exchange": options.compress.exchange}
     try:
         config = dgcomp.DGCConfig(
             density=options.compress.density,
@@ -169,7 +168,8 @@ def _build_dgc(
             warmup=options.compress.warmup,
             seed=options.train.seed,
             clip_norm=clip_norm,
-            **{name: value for name, value in choices.items() if value is not None},
+            codec=options.compress.codec,
+            exchange=options.compress.exchange,
         )
         return DGCExchange(ddp, optimizer, config)
     except (TypeError, ValueError) as error:  # the config's or attach's own sentence

@@ -69,10 +69,10 @@ class CompressOptions:
     """dgc: epochs over which the density comes down to --density"""
     warmup: Literal["exponential", "paper", "dense"] = "exponential"
     """dgc: per step from 25 %; the paper's stages; or dense until the warm-up is over"""
-    codec: str | None = None
-    """dgc: wire format of the sent entries: int4 (default), int8, bf16, fp32, sign, or the paper's 48 bits: paper"""
-    exchange: str | None = None
-    """dgc: how they travel: all_gather (default), owner, dense, dense_bf16, auto"""
+    codec: str = "int4"
+    """dgc: wire format of the sent entries: int4, int8, bf16, fp32, sign, or the paper's 48 bits: paper"""
+    exchange: str = "all_gather"
+    """dgc: how they travel: all_gather, owner, dense, dense_bf16, auto"""
     powersgd_rank: int = 1
     """powersgd: rank of the approximation"""
 

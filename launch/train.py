@@ -243,7 +243,7 @@ def _epoch_line(run: _Run, is_whole: bool) -> str:
     name = f"epoch {run.step // run.task.steps_per_epoch}" if is_whole else f"step {run.step}"
     return (
         f"{name}: {run.task.metric} {run.history[-1]:.2f}, {totals['seconds']:.0f} s, "
-        f"{totals['bytes_sent'] / 1e6:.2f} MB sent by each rank"
+        f"{totals['bytes_sent'] / 1e6:.3g} MB sent by each rank"
     )
 
 

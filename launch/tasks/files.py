@@ -33,7 +33,14 @@ def fetch_debian(package: str, inside: str, target: Path) -> None:
         # apt drops its rights to user _apt for downloads where it can, which needs a folder open to all
         os.chmod(name, 0o755)
         cure = f"install the Debian package {package}, or give --data-folder"
-        _run(["apt-get", "-qq", "download", package], Path(name), cure)
+        try:
+            _run(["apt-get", "-qq", "download", package], Path(name), cure)
+        except UsageError:  # on a fresh machine apt has no package lists yet: get them into a folder of our own
+            for needed in ("lists/partial", "cache/archives/partial"):
+                (Path(name) / needed).mkdir(parents=True)
+            lists = ["-o", f"Dir::State::Lists={name}/lists", "-o", f"Dir::Cache={name}/cache"]
+            _run(["apt-get", "-qq", *lists, "update"], Path(name), cure)
+            _run(["apt-get", "-qq", *lists, "download", package], Path(name), cure)
         archive = next(Path(name).glob(f"{package}_*.deb"))
         _run(["dpkg-deb", "-x", str(archive), "unpacked"], Path(name), cure)
         _move_in(Path(name) / "unpacked" / inside, target)

@@ -23,6 +23,9 @@ FASHION_FILES = tuple(
 )
 
 
+DEBIAN_FOLDER = "usr/share/datasets/fashion-mnist"
+
+
 @dataclass(frozen=True)
 class ImageData:
     """Images uint8 (N, channels, height, width), labels int64 (N,); mean and std of the channels scaled to [0, 1]."""
@@ -68,15 +71,14 @@ def load_fashion_mnist(folder: Path | None, *, offline: bool) -> ImageData:
     UsageError where the files are not found.
     """
     cached = cache_folder() / "fashion-mnist"
-    inside = "usr/share/datasets/fashion-mnist"
-    candidates = [folder] if folder else [Path("/") / inside, cached]
+    candidates = [folder] if folder else [Path("/") / DEBIAN_FOLDER, cached]
     found = find_folder(candidates, FASHION_FILES)
     if found is None and folder:
         raise UsageError(f"--data-folder {folder} does not hold Fashion-MNIST's files {', '.join(FASHION_FILES)}")
     if found is None and offline:
         raise UsageError("Fashion-MNIST is not here: leave out --offline to download it, or give --data-folder")
     if found is None:
-        fetch_debian("dataset-fashion-mnist", inside, cached)
+        fetch_debian("dataset-fashion-mnist", DEBIAN_FOLDER, cached)
         found = cached
     arrays = [_read_idx(found / name) for name in FASHION_FILES]
     train, test = (
