@@ -16,10 +16,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dgcomp.auto import AutoExchange
 from dgcomp.config import DGCConfig
 from dgcomp.errors import raise_if_different, raise_together
 from dgcomp.exchange import NodeGroups, Regions, node_groups
+from dgcomp.exchange.auto import AutoExchange
 from dgcomp.memory import GradientMemory, ParameterSettings, check_parameters, flat_view
 from dgcomp.passes import Passes
 from dgcomp.reduce import DensePart, Report, Step, finish_dense, reduce_sparse, ring_bytes, start_dense
@@ -94,7 +94,7 @@ class DGCState:
         raise_if_different(_digest(self.config.to_dict()), "the DGCConfigs", group=self.group, device=self._device)
         raise_if_different(self.memory.layout_tag, "parameter names or shapes", group=self.group, device=self._device)
         check_replicas(self.memory.slots, self.group)
-        self._auto = AutoExchange(self.memory, self.config, self.group) if self.config.exchange == "auto" else None
+        self._auto = self._make_auto() if self.config.exchange == "auto" else None
 
     @property
     def step(self) -> int:
@@ -207,6 +207,16 @@ class DGCState:
     def _device(self) -> torch.device:
         return self.memory.residual.device
 
+    def _make_auto(self) -> AutoExchange:
+        value_format = self.config.codec.split("+")[0]
+        return AutoExchange(
+            max(1, self.memory.sparse_numel),
+            self.config.density,
+            self.group,
+            codec="fp32" if value_format == "auto" else value_format,
+            leftover_numel=self.memory.leftover_numel,
+        )
+
     def _make_nodes(self) -> NodeGroups | None:
         ranks_per_node = self.config.ranks_per_node
         if ranks_per_node == 1:
@@ -235,7 +245,10 @@ class DGCState:
     def _exchange_at(self, step: int, density: float) -> str:
         if step < self.config.warmup_steps and self.config.warmup == "dense":
             return "dense_bf16"
-        return self._auto.choose(density) if self._auto else self.config.exchange
+        if self._auto is None:
+            return self.config.exchange
+        method = self._auto.name if density == self.config.density else self._auto.name_at(density)
+        return "dense" if method == "dense_fp32" else method
 
     def _finish_step(self) -> None:
         step = self._step
@@ -252,8 +265,8 @@ class DGCState:
         else:
             self._discard(step)
         self._count(step, report)
-        if self._auto:
-            self._auto.observe(step.number, step.density, sum(report.milliseconds.values()) * 1e-3)
+        if self._auto and step.density == self.config.density < 1.0:
+            self._auto.observe(sum(report.milliseconds.values()) * 1e-3)
         for future, buffer in zip(self._futures, self._buffers, strict=True):
             future.set_result(buffer)
         self._step = None
