@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
 from numba.extending import intrinsic, overload
 
@@ -78,8 +78,7 @@ def magnitude_bits(x: float) -> Any:
     return np.int32(np.float32(x).view(np.int32) & np.int32(0x7FFFFFFF))
 
 
-@intrinsic
-def reaching_bits(typing_context: Any, v: Any, first: Any, limit: Any) -> Any:
+def _reaching_bits(typing_context: Any, v: Any, first: Any, limit: Any) -> Any:
     """Bit i says that |v[first + i]| >= limit, for LANES elements of a float32 array.
 
     Both are compared as the integers that their bits are, so that infinity and NaN reach every limit.
@@ -100,11 +99,15 @@ def reaching_bits(typing_context: Any, v: Any, first: Any, limit: Any) -> Any:
     return types.int64(v, types.intp, types.int32), generate
 
 
-@intrinsic
-def lowest_bit(typing_context: Any, bits: Any) -> Any:
+def _lowest_bit(typing_context: Any, bits: Any) -> Any:
     """Index of the lowest set bit of a nonzero int64."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
     return types.int64(types.int64), generate
+
+
+# numba supplies the typing context, which a type checker cannot know
+reaching_bits: Any = intrinsic(_reaching_bits)
+lowest_bit: Any = intrinsic(_lowest_bit)

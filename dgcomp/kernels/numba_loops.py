@@ -1,7 +1,7 @@
 """The compiled CPU loops. Everything here is NumPy arrays and numbers; numba_engine.py is the way in.
 
-Blocks of `BLOCK` elements are updated by a loop without branches, which LLVM vectorizes, and are then searched for
-entries that reach the threshold while they are still in the first-level cache.
+A block of `BLOCK` elements goes through three loops while it is in the first-level cache: take the gradient as float32,
+update u and v, search for entries that reach the threshold. Each loop is simple enough for LLVM to vectorize.
 No loop uses fastmath: LLVM may then neither fuse a product with a sum nor reorder, and the bits equal the reference's.
 """
 
@@ -13,9 +13,9 @@ from numba import njit
 from dgcomp.kernels.numba_bits import LANES, is_bad, lowest_bit, magnitude_bits, reaching_bits, widen
 from dgcomp.kernels.rules import Rule
 
-BLOCK = 128
+BLOCK = 512
 
-_FEEDBACK, _MOMENTUM, _NESTEROV = int(Rule.FEEDBACK), int(Rule.MOMENTUM), int(Rule.NESTEROV)
+_MOMENTUM, _NESTEROV = int(Rule.MOMENTUM), int(Rule.NESTEROV)
 _ADDITIONAL_MOMENTUM = int(Rule.ADDITIONAL_MOMENTUM)
 _RADIX_BITS = 8
 _NUM_BINS = 1 << _RADIX_BITS
@@ -39,15 +39,19 @@ def accumulate_select(
     """Update elements [first, last), write hits to positions[first:], and return how many there are."""
     scale, factor = np.float32(gradient_scale), np.float32(momentum_factor)
     decay, limit = np.float32(weight_decay), magnitude_bits(threshold)
+    scaled = np.empty(BLOCK, np.float32)
     end = first
     for start in range(first, last, BLOCK):
         stop = min(start + BLOCK, last)
-        g, v = gradient[start:stop], residual[start:stop]
-        w = None if parameter is None else parameter[start:stop]
-        if momentum is None:
-            _update_feedback(g, w, v, scale, decay)
+        g, v = scaled[: stop - start], residual[start:stop]
+        if parameter is None:
+            _take(gradient[start:stop], scale, g)
         else:
-            _update_momentum(rule, g, w, momentum[start:stop], v, scale, factor, decay)
+            _take_decayed(gradient[start:stop], parameter[start:stop], scale, decay, g)
+        if momentum is None:
+            _add(g, v)
+        else:
+            _accumulate(rule, g, factor, momentum[start:stop], v)
         end = _append_hits(v, start, limit, positions, end)
     return end - first
 
@@ -116,50 +120,45 @@ def scatter_add(output: Any, positions: Any, values: Any, scale: float) -> int:
 
 
 @njit(nogil=True)
-def _update_feedback(gradient: Any, parameter: Any, residual: Any, scale: Any, decay: Any) -> None:
-    for i in range(residual.size):
-        residual[i] += _scaled(gradient, parameter, scale, decay, i)
+def _take(gradient: Any, scale: Any, scaled: Any) -> None:
+    for i in range(scaled.size):
+        scaled[i] = widen(gradient[i]) * scale
         gradient[i] = 0
 
 
 @njit(nogil=True)
-def _update_momentum(
-    rule: int, gradient: Any, parameter: Any, momentum: Any, residual: Any, scale: Any, factor: Any, decay: Any
-) -> None:
+def _take_decayed(gradient: Any, parameter: Any, scale: Any, decay: Any, scaled: Any) -> None:
+    for i in range(scaled.size):
+        scaled[i] = widen(gradient[i]) * scale + widen(parameter[i]) * decay
+        gradient[i] = 0
+
+
+@njit(nogil=True)
+def _add(g: Any, v: Any) -> None:
+    for i in range(v.size):
+        v[i] += g[i]
+
+
+@njit(nogil=True)
+def _accumulate(rule: int, g: Any, factor: Any, u: Any, v: Any) -> None:
     """One loop per rule, since a choice inside the loop would keep it from being vectorized."""
     if rule == _MOMENTUM:
-        for i in range(residual.size):
-            u = factor * momentum[i] + _scaled(gradient, parameter, scale, decay, i)
-            _store(gradient, momentum, residual, i, u, residual[i] + u)
+        for i in range(v.size):
+            u[i] = factor * u[i] + g[i]
+            v[i] += u[i]
     elif rule == _NESTEROV:
-        for i in range(residual.size):
-            g = _scaled(gradient, parameter, scale, decay, i)
-            u = factor * (momentum[i] + g)
-            _store(gradient, momentum, residual, i, u, (residual[i] + u) + g)
+        for i in range(v.size):
+            u[i] = factor * (u[i] + g[i])
+            v[i] = (v[i] + u[i]) + g[i]
     elif rule == _ADDITIONAL_MOMENTUM:
-        for i in range(residual.size):
-            g = _scaled(gradient, parameter, scale, decay, i)
-            _store(gradient, momentum, residual, i, momentum[i] + g, residual[i] + g)
+        for i in range(v.size):
+            u[i] += g[i]
+            v[i] += g[i]
     else:
-        for i in range(residual.size):
-            g = _scaled(gradient, parameter, scale, decay, i)
-            decayed = factor * g
-            _store(gradient, momentum, residual, i, momentum[i] + decayed, (residual[i] + decayed) + g)
-
-
-@njit(nogil=True)
-def _scaled(gradient: Any, parameter: Any, scale: Any, decay: Any, i: int) -> Any:
-    g = widen(gradient[i]) * scale
-    if parameter is not None:
-        g += decay * widen(parameter[i])
-    return g
-
-
-@njit(nogil=True)
-def _store(gradient: Any, momentum: Any, residual: Any, i: int, u: Any, v: Any) -> None:
-    momentum[i] = u
-    residual[i] = v
-    gradient[i] = 0
+        for i in range(v.size):
+            decayed = factor * g[i]
+            u[i] += decayed
+            v[i] = (v[i] + decayed) + g[i]
 
 
 @njit(nogil=True)
