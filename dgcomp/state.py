@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dgcomp.config import DGCConfig
-from dgcomp.errors import raise_if_different, raise_together
+from dgcomp.errors import meet, raise_if_different, raise_together
 from dgcomp.exchange import NodeGroups, Regions, node_groups
 from dgcomp.exchange.auto import AutoExchange
 from dgcomp.memory import GradientMemory, ParameterSettings, check_parameters, flat_view
@@ -113,6 +113,7 @@ class DGCState:
         exactly on as many ranks; any single one of the files resumes a run on another number of ranks, in which each
         new rank starts from the means: these are what the algorithm conserves.
         """
+        meet("state_dict()", self.group)
         return {
             "version": STATE_VERSION,
             "world_size": self.world_size,
@@ -130,6 +131,7 @@ class DGCState:
         any one of the saved states holds. Raises ValueError on every rank alike if the state of any rank is of another
         model, of another version, or no state at all.
         """
+        meet("load_state_dict()", self.group)
         complaint = self._complaint(state)
         raise_together(complaint, group=self.group, device=self._device)
         is_own = state["world_size"] == self.world_size and state["rank"] == dist.get_rank(self.group)
@@ -145,6 +147,7 @@ class DGCState:
         Use it before evaluating, exporting or changing the method. With an attached optimizer the mean residual is
         applied as one more update, without a new momentum step; in any case it is returned by parameter name.
         """
+        meet("flush()", self.group)
         undelivered = self.memory.take_residual(self.group)
         if self.optimizer is not None:
             self._apply(undelivered)
