@@ -105,15 +105,21 @@ def test_next_threshold_at_the_edges() -> None:
         assert 0.2 < following < 1.0, "always below the k-th magnitude, and never far"
 
 
-def test_steered_threshold_rarely_needs_a_second_pass() -> None:
-    """Heavy-tailed noise on coordinates of log-normal scale, momentum 0.9, 0.1 %, 300 steps."""
+@pytest.mark.parametrize(("norm_falls", "most_candidates"), [(True, 2.0), (False, 3.0)])
+def test_steered_threshold_rarely_needs_a_second_pass(norm_falls: bool, most_candidates: float) -> None:
+    """Heavy-tailed noise on coordinates of log-normal scale, momentum 0.9, 0.1 %, 1,000 steps.
+
+    While residuals still grow, the k-th magnitude rises from step to step and a threshold set by the last one lags; a
+    norm that never falls makes this last for hundreds of steps, hence more candidates there.
+    """
     rng = np.random.default_rng(0)
     numel, k, threshold, counts = 50_000, 50, math.inf, []
     scale, drift = np.exp(rng.standard_normal(numel, np.float32)), 0.3 * rng.standard_normal(numel, np.float32)
     momentum, residual = torch.zeros(numel), torch.zeros(numel)
-    for step in range(300):
+    for step in range(1000):
+        norm = 1 + 9 * np.exp(-step / 100) if norm_falls else 1.0
         noise = rng.standard_normal(numel, np.float32) / np.sqrt(rng.standard_gamma(2.0, numel, np.float32) / 2)
-        gradient = torch.from_numpy(scale * (noise + drift) * np.float32(np.exp(0.2 * rng.normal())))
+        gradient = torch.from_numpy(scale * (noise + drift) * np.float32(norm * np.exp(0.2 * rng.normal())))
         candidates = kernels.accumulate_select(gradient, momentum, residual, threshold=threshold)
         chosen = select_fixed(residual, candidates, k, generator_seed=step)
         assert chosen.numel() == k
@@ -122,4 +128,4 @@ def test_steered_threshold_rarely_needs_a_second_pass() -> None:
         counts.append(candidates.numel())
     settled = np.array(counts[20:])
     assert np.mean(settled < k) < 0.02
-    assert settled.mean() <= 2 * k
+    assert settled.mean() <= most_candidates * k, settled.mean() / k
