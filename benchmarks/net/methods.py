@@ -21,8 +21,9 @@ ONE_BUCKET_MB = 4096
 
 
 def wrap(model: nn.Module, bucket_cap_mb: int | None) -> DistributedDataParallel:
-    # Views: without them DDP copies every gradient once more, for every method alike.
-    return DistributedDataParallel(model, bucket_cap_mb=bucket_cap_mb, gradient_as_bucket_view=True)
+    # Views: without them DDP copies every gradient once more, for every method alike. No first broadcast: the ranks
+    # start alike, and on a slow link it takes longer than the measurement.
+    return DistributedDataParallel(model, bucket_cap_mb=bucket_cap_mb, gradient_as_bucket_view=True, init_sync=False)
 
 
 def sgd(model: nn.Module, lr: float) -> torch.optim.Optimizer:
