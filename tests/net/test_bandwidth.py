@@ -136,11 +136,13 @@ def test_break_even_is_where_the_lines_cross() -> None:
 def test_table_and_plot_are_written(tmp_path: Path) -> None:
     rows = [_row("ddp_fp32", f"{rate}gbit", rate, 0.1 + 1.2 / rate) for rate in (0.1, 1.0)]
     rows += [_row("dgc_all_gather", f"{rate}gbit", rate, 0.2 + 0.001 / rate) for rate in (0.1, 1.0)]
+    rows += [_row("none", f"{rate}gbit", rate, 0.05) for rate in (0.1, 1.0)]
     training = {"training_s": 1.0, "held_out_loss": 0.5, "held_out_accuracy": 0.8}
     rows += [{**_row("ddp_fp32", "1gbit", 1.0, 0.1, **training), "model": "training"}]
     report.write(rows, tmp_path / "x.json")
     table = (tmp_path / "x.md").read_text()
-    assert "| DGC int4, all-gather | 210 (57.6x) | 201 (6.5x) | 1 |" in table
+    assert "| DGC int4, all-gather | 210 (57.6x) | 201 (6.5x) |" in table
+    assert "| DGC int4, all-gather | 160 (75.3x) | 151 (8.3x) |" in table  # less the floor
     assert "12" in next(line for line in table.splitlines() if line.startswith("| DGC int4, all-gather | 200.0"))
     assert (tmp_path / "x.png").stat().st_size > 1000
 
