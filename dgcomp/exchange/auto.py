@@ -51,6 +51,21 @@ class AutoExchange:
         """The method to use for the next step."""
         return self.plan.name
 
+    def name_at(self, density: float) -> str:
+        """The method for a step at another density, such as one of the warm-up, by the model alone."""
+        now = self.plan
+        return plan(
+            now.gradient.numel,
+            density,
+            now.world_size,
+            now.link,
+            codec=now.gradient.codec,
+            leftover_numel=now.gradient.leftover_numel,
+            num_buckets=now.gradient.num_buckets,
+            host=now.host,
+            lossless_dense="dense_bf16" not in now.costs,
+        ).name
+
     def observe(self, exchange_s: float) -> bool:
         """Take the seconds of one step's exchange; every so many steps plan anew. True if the method changed.
 
