@@ -176,7 +176,7 @@ class DGCState:
             "last_step": dict(counters.last),
             "residual_norm": float(torch.linalg.vector_norm(memory.residual)),
             "momentum_norm": 0.0 if memory.momentum is None else float(torch.linalg.vector_norm(memory.momentum)),
-            "milliseconds": {name: value / max(1, counters.steps) for name, value in counters.milliseconds.items()},
+            "milliseconds": {name: value / max(1, counters.exchanges) for name, value in counters.milliseconds.items()},
         }
 
     def close(self) -> None:
@@ -294,6 +294,7 @@ class DGCState:
     def _count(self, step: Step, report: Report) -> None:
         counters, memory = self.counters, self.memory
         counters.messages += report.messages
+        counters.exchanges += 1
         counters.add_phases(report.milliseconds)
         counters.last_exchange = step.exchange
         if not report.is_finite:

@@ -103,4 +103,5 @@ def test_means_are_conserved(tmp_path: Path, before: int, after: int, file_of_ra
     saved = run_ranks(_save, before, tmp_path)[0]
     loaded = run_ranks(_load, after, tmp_path, file_of_rank)[0]
     for expected, found in zip(saved, loaded, strict=True):
-        assert torch.allclose(expected, found, rtol=1e-6, atol=1e-9)
+        # The saved mean is a sum of 4 numbers in fp32, and its own mean over the new ranks another one.
+        assert torch.allclose(expected, found, rtol=0, atol=8 * 2.0**-24 * float(expected.abs().max()))
