@@ -38,6 +38,10 @@ class DGCConfig:
     momentum_masking: bool = True
     """Forget the momentum of an entry that has just been sent (paper, section 3.3)."""
 
+    keep_learning_rate: bool = True
+    """Apply a late update with the learning rate of the steps that made it, so that a schedule changes nothing of
+    what SGD would have applied in total; False applies the rate of the step that sends it, as the paper does."""
+
     warmup_steps: int = 0
     """Optimizer steps until `density` is reached; 0 starts there at once."""
 

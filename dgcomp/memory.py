@@ -10,7 +10,7 @@ appear here.
 """
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -64,6 +64,8 @@ class GradientMemory:
     leftover_momentum, leftover_residual : the same for the leftovers
     thresholds : list of float, one for each sparse slot
         Magnitude at which the next selection starts its search; a hint, never a result.
+    learning_rates : list of float, one for each sparse slot
+        Learning rate that v is expressed in: v times it is what the parameters have still to move. 0 while unknown.
     replicated : bool
         True while u is known to be the same on all ranks and v to be zero or a rounding error.
     residual_in_gradient : bool
@@ -82,6 +84,7 @@ class GradientMemory:
         self.leftover_momentum = _zeros(self.leftover, device) if has_momentum else None
         self.leftover_residual = _zeros(self.leftover, device)
         self.thresholds = [float("inf")] * len(self.sparse)
+        self.learning_rates = [0.0] * len(self.sparse)
         self.replicated = True
         self.residual_in_gradient = False
 
@@ -115,6 +118,19 @@ class GradientMemory:
         """v of one parameter, a flat view."""
         return slot.view(self.residual if slot.parameter.dim() >= 2 else self.leftover_residual)
 
+    def follow(self, learning_rates: Sequence[float]) -> None:
+        """Express v in new learning rates, one for each sparse slot, so that their product stays what it was.
+
+        A rate of 0 leaves a slot as it is: nothing can be delivered in such a step.
+        """
+        for index, (slot, new) in enumerate(zip(self.sparse, learning_rates, strict=True)):
+            old = self.learning_rates[index]
+            if new > 0.0 and old != new:
+                if old > 0.0:
+                    self.residual_of(slot).mul_(old / new)
+                    self.thresholds[index] *= old / new
+                self.learning_rates[index] = new
+
     def average(self, group: dist.ProcessGroup | None) -> None:
         """Give every rank the mean u and v of the sparse slots; the means themselves stay. Collective."""
         world_size = dist.get_world_size(group)
@@ -136,6 +152,7 @@ class GradientMemory:
             "own": own,
             "mean": mean,
             "thresholds": {slot.name: value for slot, value in zip(self.sparse, self.thresholds, strict=True)},
+            "learning_rates": {slot.name: value for slot, value in zip(self.sparse, self.learning_rates, strict=True)},
             "replicated": self.replicated,
             "residual_in_gradient": self.residual_in_gradient,
         }
@@ -150,6 +167,7 @@ class GradientMemory:
             for slot in self._slots_of(key):
                 shaped_like(slot.view(flat), slot.parameter).copy_(tensors[key][slot.name])
         self.thresholds = [float(saved["thresholds"][slot.name]) for slot in self.sparse]
+        self.learning_rates = [float(saved["learning_rates"][slot.name]) for slot in self.sparse]
         self.replicated = bool(saved["replicated"])
         self.residual_in_gradient = bool(saved["residual_in_gradient"])
 

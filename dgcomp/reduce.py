@@ -47,12 +47,18 @@ class Step:
     loss_scale: float = 1.0
     is_additional: bool = False
     """A second synchronized backward of the same optimizer step: adds to the momentum without decaying it again."""
+    learning_rates: tuple[float, ...] | None = None
+    """The optimizer's rate for each sparse slot, where late updates are to keep the rate that they were made with."""
     regions: Regions | None = None
     """Which owner sums what; kept between the steps of an "owner" exchange."""
     nodes: NodeGroups | None = None
     """Groups of a two-level exchange, whose gradients come averaged over the ranks of each node."""
     may_skip_parameters: bool = False
     """Parameters may be unused on all ranks; those keep their momentum untouched, as their optimizer would."""
+
+    def can_deliver(self, index: int) -> bool:
+        """Whether what sparse slot `index` sends would be applied: at a learning rate of 0 it would be lost."""
+        return self.learning_rates is None or self.learning_rates[index] > 0.0
 
     @property
     def is_dense(self) -> bool:
@@ -104,7 +110,7 @@ def reduce_sparse(
         return report
 
     scale = _local_clip_factor(gradients, step.loss_scale, config.clip_norm, num_senders) / step.loss_scale
-    _enter_sparse(memory, gradients, step.loss_scale)
+    _enter_sparse(memory, gradients, step)
     positions, masked = _accumulate_and_select(memory, gradients, step, config, scale, used)
     values = memory.residual[positions]
     leftovers = _collect_leftovers(memory, gradients, scale, used)
@@ -180,13 +186,18 @@ def _local_clip_factor(
     return min(1.0, clip_norm * math.sqrt(num_senders) / (norm + CLIP_EPSILON))
 
 
-def _enter_sparse(memory: GradientMemory, gradients: Mapping[str, Tensor], loss_scale: float) -> None:
-    """Hand the rounding error that a dense stage left in v back to the gradient that it was cut from."""
+def _enter_sparse(memory: GradientMemory, gradients: Mapping[str, Tensor], step: Step) -> None:
+    """Bring v into the units of this step: of its learning rate, and of updates rather than gradients.
+
+    The rounding error that a dense stage left in v goes back to the gradient that it was cut from.
+    """
     if memory.residual_in_gradient:
         for slot in memory.sparse:
-            gradients[slot.name].add_(memory.residual_of(slot), alpha=loss_scale)
+            gradients[slot.name].add_(memory.residual_of(slot), alpha=step.loss_scale)
         memory.residual.zero_()
         memory.residual_in_gradient = False
+    if step.learning_rates is not None:
+        memory.follow(step.learning_rates)
 
 
 def _accumulate_and_select(
@@ -209,6 +220,7 @@ def _accumulate_and_select(
         seed = _seed(config.seed, step.number, index)
         threshold = memory.thresholds[index]
         momentum, residual = memory.momentum_of(slot), memory.residual_of(slot)
+        before = None if step.can_deliver(index) else residual.clone()
         update = kernels.accumulate_additional if step.is_additional else kernels.accumulate_select
         candidates = update(
             gradients[slot.name],
@@ -221,6 +233,9 @@ def _accumulate_and_select(
             weight_decay=0.0 if step.is_additional else slot.settings.weight_decay,
             threshold=threshold,
         )
+        if before is not None:  # an update at rate 0 moves nothing: the momentum has it, v does not
+            residual.copy_(before)
+            continue
         selection = select_fixed(residual, candidates, k, generator_seed=seed)
         smallest = float(residual[selection].abs().min()) if selection.numel() else 0.0
         memory.thresholds[index] = next_threshold(threshold, candidates.numel(), k, smallest)

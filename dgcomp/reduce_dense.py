@@ -84,7 +84,7 @@ def finish_dense(
     if not report.is_finite:
         return report
 
-    undelivered = _leave_sparse(memory, group)
+    undelivered = _leave_sparse(memory, step, group)
     _keep_rounding_errors(memory, parts, step)
     gradients = {name: gradient for part in parts for name, gradient in part.gradients.items()}
     scale = _mean_clip_factor(gradients, step.loss_scale * world_size, config.clip_norm, group)
@@ -101,11 +101,15 @@ def finish_dense(
     return report
 
 
-def _leave_sparse(memory: GradientMemory, group: dist.ProcessGroup | None) -> Tensor | None:
+def _leave_sparse(memory: GradientMemory, step: Step, group: dist.ProcessGroup | None) -> Tensor | None:
     """On the first dense step after sparse ones: make u common to all ranks and take out the mean residual."""
     if memory.replicated:
         return None
     memory.average(group)
+    if step.learning_rates is not None:
+        memory.follow(step.learning_rates)
+    if not all(step.can_deliver(index) for index in range(len(memory.sparse))):
+        return None  # it is applied in a later step
     memory.replicated = True
     undelivered = memory.residual.clone()
     memory.residual.zero_()

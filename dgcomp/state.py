@@ -72,6 +72,7 @@ class DGCState:
         self.group: dist.ProcessGroup | None = model.process_group
         self.grad_scaler = grad_scaler
         self.optimizer = optimizer
+        self._applies_updates = type(optimizer) is torch.optim.SGD and self.config.mode != "error_feedback"
         self.changes: list[str] = []
         self.counters = Counters()
 
@@ -148,10 +149,14 @@ class DGCState:
         """Send everything that is still held back, densely, and clear it; collective.
 
         Use it before evaluating, exporting or changing the method. With an attached optimizer the mean residual is
-        applied as one more update, without a new momentum step; in any case it is returned by parameter name.
+        applied to the parameters, without a new momentum step; in any case it is returned by parameter name, in the
+        units of `.grad`.
         """
         meet("flush()", self.group)
         undelivered = self.memory.take_residual(self.group)
+        self.counters.sparse_bytes_sent += 4 * self.memory.sparse_numel
+        self.counters.leftover_bytes_sent += 4 * self.memory.leftover_numel
+        self.counters.bytes_sent += 4 * (self.memory.sparse_numel + self.memory.leftover_numel)
         if self.optimizer is not None:
             self._apply(undelivered)
         return undelivered
@@ -246,10 +251,19 @@ class DGCState:
             exchange=self._exchange_at(self.step, density),
             loss_scale=float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else 1.0,
             is_additional=self._passes.is_additional,
+            learning_rates=self._learning_rates(),
             regions=self._regions,
             nodes=self._nodes,
             may_skip_parameters=self._may_skip,
         )
+
+    def _learning_rates(self) -> tuple[float, ...] | None:
+        """The rate of each sparse slot, where the optimizer is SGD and applies the hook's update as it is."""
+        if not self._applies_updates or not self.config.keep_learning_rate:
+            return None
+        assert self.optimizer is not None
+        rates = {p: float(group["lr"]) for group in self.optimizer.param_groups for p in group["params"]}
+        return tuple(rates.get(slot.parameter, 0.0) for slot in self.memory.sparse)
 
     def _exchange_at(self, step: int, density: float) -> str:
         if step < self.config.warmup_steps and self.config.warmup == "dense":
@@ -345,9 +359,17 @@ class DGCState:
                     "(a scheduler such as OneCycleLR needs cycle_momentum=False)"
                 )
 
+    @torch.no_grad()
     def _apply(self, update: Mapping[str, Tensor]) -> None:
-        """Apply an update through the optimizer and leave the gradients as they were."""
+        """Apply what flush() takes out: at its own learning rate for SGD, as a gradient for other optimizers."""
         assert self.optimizer is not None
+        if self._applies_updates:
+            rates = {p: float(group["lr"]) for group in self.optimizer.param_groups for p in group["params"]}
+            kept = {slot.name: rate for slot, rate in zip(self.memory.sparse, self.memory.learning_rates, strict=True)}
+            for parameter, name in self._names.items():
+                rate = kept.get(name) or rates.get(parameter, 0.0)
+                parameter.sub_(update[name].to(parameter.dtype), alpha=rate)
+            return
         before = {parameter: parameter.grad for parameter in self._names}
         for parameter, name in self._names.items():
             parameter.grad = update[name].to(parameter.dtype)

@@ -129,8 +129,9 @@ def _flush(rank: int) -> None:
     for codec, exchange in (("int4", "all_gather"), ("fp32", "owner")):
         dense, sparse = ddp(SmallNet()), ddp(SmallNet())
         start = values(dense).clone()
-        plain = torch.optim.SGD(dense.parameters(), lr=0.0)  # the parameters stay, so the gradients are the same
-        optimizer = torch.optim.SGD(sparse.parameters(), lr=0.0)
+        # The parameters stay where they are, so that the gradients are the same.
+        plain = torch.optim.SGD(dense.parameters(), lr=1e-12)
+        optimizer = torch.optim.SGD(sparse.parameters(), lr=1e-12)
         config = dgcomp.DGCConfig(density=0.01, codec=codec, exchange=exchange)
         state = dgcomp.attach(sparse, optimizer, config)
         totals = [torch.zeros_like(start), torch.zeros_like(start)]
@@ -140,17 +141,42 @@ def _flush(rank: int) -> None:
                 own.zero_grad()
                 nn.functional.cross_entropy(model(x), y).backward()
                 totals[index] += torch.cat([p.grad.reshape(-1) for p in model.parameters()])
-        optimizer.param_groups[0]["lr"] = 1.0
         undelivered = state.flush()
-        moved = start - values(sparse)
-        assert torch.allclose(totals[1] + moved, totals[0], atol=1e-5)
+        held_back = torch.cat([undelivered[name].reshape(-1) for name, _ in sparse.module.named_parameters()])
+        assert torch.allclose(totals[1] + held_back, totals[0], atol=1e-5)
         assert all(not state.memory.residual_of(slot).any() for slot in state.memory.slots)
         assert undelivered["first.weight"].shape == sparse.module.first.weight.shape
         assert not any(tensor.any() for tensor in state.flush().values())
 
 
+def _learning_rates(rank: int) -> None:
+    """Under any schedule, a rate of 0 included, sparse steps and a flush move the parameters as far as SGD does."""
+    for nesterov, exchange in ((False, "all_gather"), (True, "owner")):
+        rates = [0.0, 0.5, 1.0, 0.3, 0.3, 0.0, 0.1, 0.01]
+        moved = []
+        for is_sparse in (False, True):
+            parameter = nn.Parameter(torch.zeros(40, 5))
+            model = nn.Module()
+            model.weight = parameter
+            model.forward = lambda x, weight=parameter: (weight * x).sum()  # the gradient is x: no feedback
+            wrapped = torch.nn.parallel.DistributedDataParallel(model)
+            optimizer = torch.optim.SGD([parameter], lr=1.0, momentum=0.9, nesterov=nesterov)
+            config = dgcomp.DGCConfig(density=0.02, exchange=exchange, momentum_masking=False)
+            state = dgcomp.attach(wrapped, optimizer, config) if is_sparse else None
+            for step, rate in enumerate(rates):
+                optimizer.param_groups[0]["lr"] = rate
+                optimizer.zero_grad()
+                wrapped(torch.randn(40, 5, generator=torch.Generator().manual_seed(10 * step + rank))).backward()
+                optimizer.step()
+            if state is not None:
+                state.flush()
+            moved.append(parameter.detach().clone())
+        assert torch.allclose(moved[1], moved[0], atol=1e-5)
+
+
 def _all(rank: int) -> None:
     _sparse_steps()
+    _learning_rates(rank)
     _leftovers_and_stages(rank)
     _flush(rank)
 
