@@ -55,7 +55,7 @@ def _exchange_table(rows: list[Row], model: str, nodes: int) -> list[str]:
     added = {method: [_added(cell, method, found) for cell in cells] for method in TITLES}
     if any(number is not None for numbers in added.values() for number in numbers):
         lines += [
-            "\nMilliseconds that the exchange adds to a step without one, rows of one run only (speed-up over fp32 DDP):\n"
+            "\nMilliseconds that the exchange adds to the floor, rows of one run only (speed-up over fp32 DDP):\n"
         ]
         lines += _grid(cells, added)
     sent = {method: [_sent(cell, method, found) for cell in cells] for method in TITLES}
