@@ -32,7 +32,7 @@ __all__ = ["autocast", "current_recipe", "disabled"]
 
 _CONV = Layout(input_reduction=1, weight_reduction=1, weight_channel=0, output_channel=1)
 _CONV_TRANSPOSED = Layout(input_reduction=1, weight_reduction=0, weight_channel=1, output_channel=1)
-_LAYOUTS = {
+LAYOUTS = {
     "linear": LINEAR,
     "conv1d": _CONV,
     "conv2d": _CONV,
@@ -57,12 +57,32 @@ class _Scope:
 
 class _Local(threading.local):
     scope: _Scope | None = None
+    inside_gate: bool = False  # an operator that a gate calls is seen by no other gate, mode or audit
+    observer: "Observer | None" = None
 
+
+Observer = Callable[[str, Recipe, Tensor, Tensor | None, Layout], None]
+"""Called before every quantized operation with its name, recipe, input, weight (None for activations) and layout."""
 
 _local = _Local()
 
 
-class autocast:  # noqa: N801 - named like torch.autocast
+@contextlib.contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Call `observer` before every operation that is quantized in this thread, in eager mode."""
+    previous, _local.observer = _local.observer, observer
+    try:
+        yield
+    finally:
+        _local.observer = previous
+
+
+def inside_gate() -> bool:
+    """Whether the running operator was called by a gate, that is on quantized operands."""
+    return _local.inside_gate
+
+
+class autocast:
     """Quantize the matmuls of a block: linear and (transposed) convolution layers of whatever runs inside.
 
     Parameters
@@ -113,7 +133,7 @@ class autocast:  # noqa: N801 - named like torch.autocast
             raise ValueError("rules go by layer names, which only a model can tell: pass model=...")
         layers = {} if model is None else layer_recipes(model, recipe, first_last, dict(rules or {}))
         if model is not None:
-            _name_weights(model)
+            name_weights(model)
         self._scope = _Scope(recipe, layers, embedding, matmul, pack, WeightCache() if cache else None)
         self._exits = _Exits()
 
@@ -121,6 +141,17 @@ class autocast:  # noqa: N801 - named like torch.autocast
     def recipe(self) -> Recipe:
         """The recipe of every layer without an exception of its own."""
         return self._scope.recipe
+
+    def recipe_of(self, layer: str) -> Recipe:
+        """The recipe of the layer with this name."""
+        return self._scope.layers.get(layer, self._scope.recipe)
+
+    def with_layers(self, layers: Mapping[str, Recipe]) -> "autocast":
+        """A context like this one with other recipes for some layers, by name."""
+        result = autocast(self.recipe)
+        scope = replace(self._scope, layers={**self._scope.layers, **layers})
+        result._scope = replace(scope, cache=None if scope.cache is None else WeightCache())
+        return result
 
     def __enter__(self) -> "autocast":
         if self._scope.cache is not None and not torch.compiler.is_compiling():
@@ -193,7 +224,7 @@ def _leave(token: "tuple[_Scope | None, _MatmulMode | None]") -> None:
     _local.scope = previous
 
 
-def _name_weights(model: nn.Module) -> None:
+def name_weights(model: nn.Module) -> None:
     """Tell every weight the name of its layer: functions see the weight only."""
     for name, module in quantizable_layers(model).items():
         for weight in (getattr(module, "weight", None), getattr(module, "in_proj_weight", None)):
@@ -217,12 +248,14 @@ def _install() -> None:
     """Put the gates in place, once per process."""
     if torch.compiler.is_compiling():
         if not _originals:
-            raise RuntimeError("make the first quant.autocast outside of the compiled function; it may be entered inside")
+            raise RuntimeError(
+                "make the first quant.autocast outside of the compiled function; it may be entered inside"
+            )
         return
     with _install_lock:
         if _originals:
             return
-        for name, layout in _LAYOUTS.items():
+        for name, layout in LAYOUTS.items():
             _replace(F, name, _gate(name, getattr(F, name), layout))
         _replace(F, "embedding", _embedding_gate(F.embedding))
         _replace(F, "relu", _relu_gate(F.relu))
@@ -246,35 +279,19 @@ def _gate(name: str, original: Callable[..., Tensor], layout: Layout) -> Callabl
         if scope is None:
             return original(input, weight, bias, *args, **kwargs)
         recipe = _recipe_of(scope, weight)
+        if _local.observer is not None:
+            _local.observer(name, recipe, input, weight, layout)
         if not recipe.active:
             return original(input, weight, bias, *args, **kwargs)
-        # The operator's own call must not be seen by the matmul mode or by another gate.
-        token = _enter_inner()
+        previous, _local.inside_gate = _local.inside_gate, True
         try:
             return quantized_call(
                 original, layout, recipe, scope.cache, scope.pack, input, weight, bias, *args, **kwargs
             )
         finally:
-            _leave_inner(token)
+            _local.inside_gate = previous
 
     return quantized
-
-
-def _enter_inner() -> bool:
-    previous = _local_inner.active
-    _local_inner.active = True
-    return previous
-
-
-def _leave_inner(previous: bool) -> None:
-    _local_inner.active = previous
-
-
-class _Inner(threading.local):
-    active: bool = False
-
-
-_local_inner = _Inner()
 
 
 def _embedding_gate(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -352,13 +369,19 @@ class _MatmulMode(torch.overrides.TorchFunctionMode):
         kwargs = kwargs or {}
         scope = _local.scope
         count = _PRODUCTS.get(func)
-        if count is None or scope is None or not scope.matmul or _local_inner.active:
+        if count is None or scope is None or not scope.matmul or _local.inside_gate:
             return func(*args, **kwargs)
         first = 1 if func is torch.baddbmm else 0
         operands = list(args)
         for i in range(first, min(first + count, len(args))):
+            if _local.observer is not None:
+                _local.observer(func.__name__, scope.recipe, args[i], None, LINEAR)
             operands[i] = quantize_activation(args[i], scope.recipe)[0].to(args[i].dtype)
-        return func(*operands, **kwargs)
+        previous, _local.inside_gate = _local.inside_gate, True
+        try:
+            return func(*operands, **kwargs)
+        finally:
+            _local.inside_gate = previous
 
 
 _PRODUCTS: dict[Any, int] = {

@@ -8,8 +8,16 @@ Symbols: D = step; codes run from -negative to positive; an element is clipped w
 (Q + overload) D, with Q the largest code of its sign.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int32]
+Bytes = NDArray[np.uint8]
+Number = Any  # a Python or numpy scalar: numba does not distinguish them, their stubs do
 
 SIGN = np.int32(-0x80000000)
 MAGNITUDE = np.int32(0x7FFFFFFF)
@@ -33,7 +41,13 @@ _ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding and subtracting it rounds
 
 
 @njit(nogil=True, cache=True, fastmath=_REASSOCIATE)
-def _block_moments(values, bits, threshold_bits, flip, mask):
+def _block_moments(
+    values: Floats,
+    bits: Integers,
+    threshold_bits: Number,
+    flip: Number,
+    mask: Number,
+) -> tuple[Number, Number, Number]:
     clipped, nonzero, total = np.int32(0), np.int32(0), np.float32(0.0)
     for i in range(values.size):
         key = (bits[i] ^ flip) & mask
@@ -45,12 +59,12 @@ def _block_moments(values, bits, threshold_bits, flip, mask):
 
 
 @njit(nogil=True, cache=True)
-def _side_key(side):
+def _side_key(side: Number) -> tuple[Number, Number]:
     return (SIGN if side == NEGATIVE else np.int32(0)), (MAGNITUDE if side == BOTH else np.int32(-1))
 
 
 @njit(nogil=True, cache=True)
-def moments(values, threshold, side):
+def moments(values: Floats, threshold: Number, side: Number) -> tuple[Number, Number, Number]:
     """Count and sum of the finite magnitudes >= threshold, and count of non-zero elements, of one side."""
     flip, mask = _side_key(side)
     bits = values.view(np.int32)
@@ -65,7 +79,7 @@ def moments(values, threshold, side):
 
 
 @njit(nogil=True, cache=True)
-def largest(values, side):
+def largest(values: Floats, side: Number) -> Number:
     """Largest finite magnitude of one side, 0 where there is none."""
     flip, mask = _side_key(side)
     bits = values.view(np.int32)
@@ -77,7 +91,7 @@ def largest(values, side):
 
 
 @njit(nogil=True, cache=True)
-def _most(bits):
+def _most(bits: NDArray[np.uint32]) -> Number:
     most = np.uint32(0)
     for i in range(bits.size):
         most = max(most, bits[i])
@@ -85,17 +99,17 @@ def _most(bits):
 
 
 @njit(nogil=True, cache=True)
-def has_negative(values):
+def has_negative(values: Floats) -> bool:
     """Whether any element is below zero (-0.0 is not); stops at the first block that has one."""
     bits = values.view(np.uint32)
-    for start in range(0, bits.size, _BLOCK):
+    for start in range(0, bits.size, _BLOCK):  # noqa: SIM110 - numba compiles no any()
         if _most(bits[start : start + _BLOCK]) > np.uint32(0x80000000):
             return True
     return False
 
 
 @njit(nogil=True, cache=True, inline="always")
-def round_code(scaled, low, high):
+def round_code(scaled: Number, low: Number, high: Number) -> Number:
     """Nearest integer code, ties to even, within [low, high]; NaN stays NaN."""
     clamped = high if scaled > high else scaled
     clamped = low if clamped < low else clamped
@@ -103,7 +117,13 @@ def round_code(scaled, low, high):
 
 
 @njit(nogil=True, cache=True, fastmath=_REASSOCIATE)
-def _block_fit(values, inverse, step, low, high):
+def _block_fit(
+    values: Floats,
+    inverse: Number,
+    step: Number,
+    low: Number,
+    high: Number,
+) -> tuple[Number, Number, Number]:
     """Squared error, sum of x q and sum of q q of one block; elements that are not finite are left out."""
     error, product, square = np.float32(0.0), np.float32(0.0), np.float32(0.0)
     for i in range(values.size):
@@ -117,7 +137,7 @@ def _block_fit(values, inverse, step, low, high):
 
 
 @njit(nogil=True, cache=True)
-def fit(values, step, negative, positive):
+def fit(values: Floats, step: Number, negative: Number, positive: Number) -> tuple[Number, Number]:
     """Sum of squared errors at `step`, and the best step for the codes that `step` gives (one Lloyd iteration)."""
     error, product, square = 0.0, 0.0, 0.0
     inverse, low, high = np.float32(1.0 / step), np.float32(-negative), np.float32(positive)
@@ -132,7 +152,13 @@ def fit(values, step, negative, positive):
 
 
 @njit(nogil=True, cache=True)
-def _next_step(values, step, negative, positive, overload):
+def _next_step(
+    values: Floats,
+    step: Number,
+    negative: Number,
+    positive: Number,
+    overload: Number,
+) -> tuple[Number, Number]:
     """One iterate: D' = sum Q |x| [clipped] / (#[not clipped, not zero] / 12 + sum Q Q [clipped]); also the count."""
     symmetric = negative == positive
     numerator, denominator = 0.0, 0.0
@@ -149,14 +175,14 @@ def _next_step(values, step, negative, positive, overload):
 
 
 @njit(nogil=True, cache=True)
-def mean_step(values, negative, positive):
+def mean_step(values: Floats, negative: Number, positive: Number) -> Number:
     """The published first guess, the mean of the non-zero magnitudes, as a step; 0 where there are none."""
     clipped, _, total = moments(values, 0.0, POSITIVE if negative == 0 else BOTH)
     return total / (clipped * positive) if clipped > 0 else 0.0
 
 
 @njit(nogil=True, cache=True)
-def widest_step(values, negative, positive, overload):
+def widest_step(values: Floats, negative: Number, positive: Number, overload: Number) -> Number:
     """The smallest step at which nothing is clipped."""
     if negative == positive:
         return largest(values, BOTH) / (positive + overload)
@@ -165,7 +191,15 @@ def widest_step(values, negative, positive, overload):
 
 
 @njit(nogil=True, cache=True)
-def _solve(values, negative, positive, overload, start, tolerance, max_iterations):
+def _solve(
+    values: Floats,
+    negative: Number,
+    positive: Number,
+    overload: Number,
+    start: Number,
+    tolerance: Number,
+    max_iterations: Number,
+) -> Number:
     """Iterate to the fixed point from the step `start`; 0 when an iterate clips nothing, so that no step is implied.
 
     The published recursion (overload 0) is iterated as it stands. The grid-aware one has slopes down to -1.1 at 2 bits,
@@ -191,7 +225,7 @@ def _solve(values, negative, positive, overload, start, tolerance, max_iteration
 
 
 @njit(nogil=True, cache=True)
-def _sample(values):
+def _sample(values: Floats) -> Floats:
     """SAMPLE elements in runs of 16 spread evenly over the row."""
     num_runs = SAMPLE // 16
     stride = values.size // num_runs
@@ -202,7 +236,9 @@ def _sample(values):
 
 
 @njit(nogil=True, cache=True)
-def _solve_large(values, negative, positive, overload, tolerance):
+def _solve_large(
+    values: Floats, negative: Number, positive: Number, overload: Number, tolerance: Number
+) -> tuple[Number, bool]:
     """Fixed point of a large row from that of a sample, in one read as a rule; returns step and whether it settled.
 
     The map's slope, taken from the sample, turns each iterate into a secant step, whose error is of second order:
@@ -228,7 +264,15 @@ def _solve_large(values, negative, positive, overload, tolerance):
 
 
 @njit(nogil=True, cache=True)
-def octav_step(values, negative, positive, overload, start, tolerance, max_iterations):
+def octav_step(
+    values: Floats,
+    negative: Number,
+    positive: Number,
+    overload: Number,
+    start: Number,
+    tolerance: Number,
+    max_iterations: Number,
+) -> Number:
     """Step D of one contiguous float32 row by OCTAV's recursion; 0 where no element is finite and non-zero.
 
     `overload` 0.5 models the real grid and polishes the result where the noise model is coarse; 0 is the published
@@ -249,7 +293,7 @@ def octav_step(values, negative, positive, overload, start, tolerance, max_itera
 
 
 @njit(nogil=True, cache=True)
-def _polish(values, step, negative, positive):
+def _polish(values: Floats, step: Number, negative: Number, positive: Number) -> Number:
     """The candidate of least squared error where uniform noise is a poor model: few codes, short rows, no clipping."""
     if step > 0 and positive == 1:
         step = fit(values, step, negative, positive)[1]
@@ -268,7 +312,16 @@ def _polish(values, step, negative, positive):
 
 
 @njit(nogil=True, cache=True)
-def octav_rows(rows, out, negative, positive, overload, start, tolerance, max_iterations):
+def octav_rows(
+    rows: Floats,
+    out: NDArray[np.float64],
+    negative: Number,
+    positive: Number,
+    overload: Number,
+    start: NDArray[np.float64],
+    tolerance: Number,
+    max_iterations: Number,
+) -> None:
     """`octav_step` of every row of a contiguous (R, n) array, into `out` (R,); `start` is (R,) or empty."""
     for r in range(rows.shape[0]):
         first = start[r] if start.size > 0 else 0.0
@@ -276,7 +329,7 @@ def octav_rows(rows, out, negative, positive, overload, start, tolerance, max_it
 
 
 @njit(nogil=True, cache=True)
-def bit_histogram(values, counts, residues):
+def bit_histogram(values: Floats, counts: NDArray[np.int64], residues: NDArray[np.int64]) -> None:
     """Add float32 elements to int64 histograms (NUM_BINS,) of the leading bits: count, and sum of the bits below.
 
     Count and sum travel in one 64-bit addition, are flushed before either can overflow, and are integers: the result
@@ -301,7 +354,7 @@ def bit_histogram(values, counts, residues):
 
 
 @njit(nogil=True, cache=True)
-def fake_quantize(values, out, steps, low, high):
+def fake_quantize(values: Floats, out: Floats, steps: Floats, low: Number, high: Number) -> None:
     """out = step * code on (outer, channels, inner) arrays, one step per channel."""
     for o in range(values.shape[0]):
         for c in range(values.shape[1]):
@@ -313,7 +366,9 @@ def fake_quantize(values, out, steps, low, high):
 
 
 @njit(nogil=True, cache=True)
-def clip_gradient(gradient, values, out, low_edges, high_edges, keep_direction):
+def clip_gradient(
+    gradient: Floats, values: Floats, out: Floats, low_edges: Floats, high_edges: Floats, keep_direction: bool
+) -> None:
     """Gradient through a clipped channel: 0 outside (PWL), or edge / x there (MAD), where `keep_direction`."""
     for o in range(values.shape[0]):
         for c in range(values.shape[1]):
@@ -330,7 +385,18 @@ def clip_gradient(gradient, values, out, low_edges, high_edges, keep_direction):
 
 
 @njit(nogil=True, cache=True)
-def _block_codes(values, out, codes, inside, inverse, step, low, high, low_edge, high_edge):
+def _block_codes(
+    values: Floats,
+    out: Floats,
+    codes: Integers,
+    inside: Bytes,
+    inverse: Number,
+    step: Number,
+    low: Number,
+    high: Number,
+    low_edge: Number,
+    high_edge: Number,
+) -> None:
     for i in range(values.size):
         code = round_code(values[i] * inverse, low, high)
         out[i] = code * step
@@ -339,13 +405,13 @@ def _block_codes(values, out, codes, inside, inverse, step, low, high, low_edge,
 
 
 @njit(nogil=True, cache=True)
-def _pack_nibbles(codes, packed):
+def _pack_nibbles(codes: Integers, packed: Bytes) -> None:
     for i in range(packed.size):
         packed[i] = (codes[2 * i] & 15) | ((codes[2 * i + 1] & 15) << 4)
 
 
 @njit(nogil=True, cache=True)
-def pack_flags(flags, packed):
+def pack_flags(flags: Bytes, packed: Bytes) -> None:
     """Eight zeros or ones to a byte, least significant bit first; `flags` has 8 elements per byte of `packed`."""
     for i in range(packed.size):
         byte = np.int32(0)
@@ -355,8 +421,18 @@ def pack_flags(flags, packed):
 
 
 @njit(nogil=True, cache=True)
-def quantize_packed(values, out, packed, inside, step, low, high, low_edge, high_edge):
-    """Fake quantization of a flat tensor that also leaves 4-bit codes, two to a byte, and one bit per unclipped element.
+def quantize_packed(
+    values: Floats,
+    out: Floats,
+    packed: Bytes,
+    inside: Bytes,
+    step: Number,
+    low: Number,
+    high: Number,
+    low_edge: Number,
+    high_edge: Number,
+) -> None:
+    """Fake quantization of a flat tensor that also leaves 4-bit codes and one bit per element that is not clipped.
 
     `packed` has ceil(n / 2) bytes, low nibble first; `inside` ceil(n / 8) bytes, least significant bit first.
     """
@@ -366,16 +442,14 @@ def quantize_packed(values, out, packed, inside, step, low, high, low_edge, high
     for start in range(0, values.size, _BLOCK):
         stop = min(start + _BLOCK, values.size)
         n = stop - start
-        _block_codes(
-            values[start:stop], out[start:stop], codes, flags, inverse, step, low, high, low_edge, high_edge
-        )
+        _block_codes(values[start:stop], out[start:stop], codes, flags, inverse, step, low, high, low_edge, high_edge)
         codes[n:], flags[n:] = 0, 0
         _pack_nibbles(codes, packed[start // 2 : (stop + 1) // 2])
         pack_flags(flags, inside[start // 8 : (stop + 7) // 8])
 
 
 @njit(nogil=True, cache=True)
-def unpack_codes(packed, out, step, low):
+def unpack_codes(packed: Bytes, out: Floats, step: Number, low: Number) -> None:
     """out = step * code from 4-bit codes two to a byte; `low` < 0 marks them as two's complement."""
     sign = np.int32(8) if low < 0 else np.int32(0)  # (code ^ 8) - 8 extends the sign of a nibble
     for i in range(out.size // 2):
@@ -387,7 +461,7 @@ def unpack_codes(packed, out, step, low):
 
 
 @njit(nogil=True, cache=True)
-def pack_positive(values, packed):
+def pack_positive(values: Floats, packed: Bytes) -> None:
     """One bit per element, set where it is above zero, least significant bit first."""
     flags = np.zeros(_BLOCK, np.uint8)
     for start in range(0, values.size, _BLOCK):
@@ -399,7 +473,7 @@ def pack_positive(values, packed):
 
 
 @njit(nogil=True, cache=True)
-def mask_gradient(gradient, out, packed):
+def mask_gradient(gradient: Floats, out: Floats, packed: Bytes) -> None:
     """out = gradient where the element's bit is set, else 0."""
     for i in range(gradient.size // 8):
         byte = np.int32(packed[i])

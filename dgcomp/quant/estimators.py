@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from dgcomp.quant.octav import code_range, scale_code
+from dgcomp.quant.octav import code_range, memory_order, scale_code
 
 __all__ = ["Estimator", "fake_quantize"]
 
@@ -54,7 +54,7 @@ def fake_quantize(
     if not x.dtype.is_floating_point:
         raise TypeError(f"x must be a floating-point tensor to be quantized, got {x.dtype}; convert it with x.float()")
     if estimator not in get_args(Estimator):
-        hint = '; "mph" is "mad" for weights and "pwl" for activations' if estimator == "mph" else ""
+        hint = '; "mph" is "mad" for weights and "pwl" for activations' if str(estimator) == "mph" else ""
         raise ValueError(f"estimator must be one of {', '.join(get_args(Estimator))}, got {estimator!r}{hint}")
     low, high = code_range(bits, signed, narrow)
     unit = scale_code(bits, signed, narrow)
@@ -92,18 +92,16 @@ class Estimated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, scale, *codes = ctx.saved_tensors
-        grid = ctx.codes or tuple(codes)
+        low, high, unit = ctx.codes or codes
         x_gradient = scale_gradient = None
         if ctx.needs_input_grad[0]:
-            x_gradient = estimate_gradient(gradient, x, scale, *grid, ctx.estimator, ctx.delta)
+            x_gradient = estimate_gradient(gradient, x, scale, low, high, unit, ctx.estimator, ctx.delta)
         if ctx.needs_input_grad[1] and ctx.estimator == "lsq":
-            scale_gradient = _lsq_scale_gradient(gradient, x, scale, *grid)
+            scale_gradient = _lsq_scale_gradient(gradient, x, scale, low, high, unit)
         return x_gradient, scale_gradient, None, None, None, None, None, None
 
 
-def quantize_values(
-    x: Tensor, scale: Tensor, low: int | Tensor, high: int | Tensor, unit: int | Tensor
-) -> Tensor:
+def quantize_values(x: Tensor, scale: Tensor, low: int | Tensor, high: int | Tensor, unit: int | Tensor) -> Tensor:
     """step * clip(round(x / step), low, high), in x's dtype."""
     step = scale / unit
     if _has_cpu_loop(x) and isinstance(low, int) and isinstance(high, int):
@@ -168,8 +166,12 @@ def _reciprocal(step: Tensor) -> tuple[Tensor, Tensor]:
 
 def _has_cpu_loop(x: Tensor) -> bool:
     return (
-        not torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
-        and type(x) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.numel() > 0
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
     )
 
 
@@ -196,11 +198,6 @@ def dense(x: Tensor) -> Tensor:
     return x if torch.empty_like(x).stride() == x.stride() else x.contiguous()
 
 
-def memory_order(x: Tensor) -> list[int]:
-    """Dimensions from the slowest to the fastest in memory: a permutation that makes a dense tensor contiguous."""
-    return sorted(range(x.ndim), key=lambda d: (-x.stride(d), d))
-
-
 def _cpu_quantize(x: Tensor, step: Tensor, low: int, high: int, layout: tuple[int, int, int]) -> Tensor:
     import numpy as np
 
@@ -224,6 +221,6 @@ def _cpu_gradient(
     out = torch.empty_like(x)
     high_edges = scale.detach().reshape(-1).numpy()
     low_edges = -high_edges if low < 0 else high_edges * 0
-    arrays = (_as_channels(t, layout) for t in (gradient, x, out))
-    cpu.clip_gradient(*arrays, low_edges, high_edges, keep_direction)
+    gradients, values, results = (_as_channels(t, layout) for t in (gradient, x, out))
+    cpu.clip_gradient(gradients, values, results, low_edges, high_edges, keep_direction)
     return out

@@ -101,6 +101,20 @@ class BitHistogram:
         errors = [counts @ (values - np.clip(np.rint(values / d), low, high) * d) ** 2 for d in steps]
         return float(scales[int(np.argmin(errors))])
 
+    @property
+    def has_negative(self) -> bool:
+        """Whether a finite element below zero was counted."""
+        return self._side("negative").count.size > 0
+
+    def linear(self, num_bins: int, *, signed: bool = True) -> tuple[_FLOATS, _FLOATS]:
+        """Edges (num_bins + 1,) from 0 to the largest magnitude, and counts (num_bins,) of the non-zero elements."""
+        side = self._side("both" if signed else "positive")
+        if not side.count.size:
+            return np.linspace(0, 1, num_bins + 1), np.zeros(num_bins)
+        edges = np.linspace(0, side.upper[-1], num_bins + 1)
+        below = np.interp(edges, np.append(side.lower[0], side.upper), np.append(0.0, np.cumsum(side.count)))
+        return edges, np.diff(below)
+
     def _side(self, which: str) -> "_Side":
         count, total = self._finite_counts().astype(np.float64), self._sums()
         half = _NUM_BINS // 2
@@ -111,12 +125,13 @@ class BitHistogram:
             part = slice(0, half) if which == "positive" else slice(half, None)
             count, total = count[part], total[part]
         used = (count > 0) & (total > 0)
+        if used[1:].any():
+            used[0] = False  # zeros share this bin with the smallest denormals, which then do not matter
         return _Side(lower[:-1][used], lower[1:][used], count[used], total[used])
 
     def _finite_counts(self) -> NDArray[np.int64]:
         finite = self.counts.numpy().copy()
         finite[((np.arange(_NUM_BINS) >> _MANTISSA_BITS) & 0xFF) == 0xFF] = 0
-        # A zero shares its bin with the smallest denormals: the bin counts as zeros unless its sum says otherwise.
         return finite
 
     def _sums(self) -> _FLOATS:
@@ -127,7 +142,8 @@ class BitHistogram:
         mantissa = implicit + ((index & ((1 << _MANTISSA_BITS) - 1)) << _SHIFT)
         unit = np.exp2(np.maximum(exponent, 1) - 150.0)
         sums = unit * (self._finite_counts().astype(np.float64) * mantissa + self.residues.numpy())
-        return np.where(exponent == 0xFF, 0.0, sums)
+        result: _FLOATS = np.where(exponent == 0xFF, 0.0, sums)
+        return result
 
     def _means(self) -> tuple[_FLOATS, _FLOATS]:
         """Signed mean of every occupied bin, and its count."""
@@ -167,7 +183,8 @@ def _bin_edges() -> _FLOATS:
     """Lower magnitude edge of every bin of one sign, and the upper edge of the last."""
     index = np.arange(_NUM_BINS // 2 + 1, dtype=np.int64)
     exponent, mantissa = index >> _MANTISSA_BITS, (index & ((1 << _MANTISSA_BITS) - 1)) << _SHIFT
-    return np.exp2(np.maximum(exponent, 1) - 150.0) * (np.where(exponent > 0, 1 << 23, 0) + mantissa)
+    edges: _FLOATS = np.exp2(np.maximum(exponent, 1) - 150.0) * (np.where(exponent > 0, 1 << 23, 0) + mantissa)
+    return edges
 
 
 def _solve(sides: list[tuple[float, _Side]], overload: float) -> float:
@@ -179,9 +196,11 @@ def _solve(sides: list[tuple[float, _Side]], overload: float) -> float:
         numerator = denominator = clipped = 0.0
         for levels, side in sides:
             count, total = side.above((levels + overload) * step)
-            numerator, denominator, clipped = numerator + levels * total, denominator + levels**2 * count, clipped + count
+            numerator += levels * total
+            denominator += levels**2 * count
+            clipped += count
         if clipped == 0:
-            return max(side.upper[-1] / (levels + overload) for levels, side in sides)
+            return float(max(side.upper[-1] / (levels + overload) for levels, side in sides))
         following = numerator / (denominator + (nonzero - clipped) / 12)
         if abs(following - step) <= 1e-7 * following:
             return float(following)

@@ -121,8 +121,13 @@ def dense_flat(x: Tensor) -> Tensor:
     """All elements as one dimension, in memory order, without a copy where the memory has no gaps."""
     if x.is_contiguous():
         return x.reshape(-1)
-    order = sorted(range(x.ndim), key=lambda d: (-x.stride(d), d))
-    return x.permute(order).reshape(-1)
+    return x.permute(memory_order(x)).reshape(-1)
+
+
+def memory_order(x: Tensor) -> list[int]:
+    """Dimensions from the slowest to the fastest in memory: a permutation that makes a dense tensor contiguous."""
+    strides = x.stride()
+    return sorted(range(x.ndim), key=lambda d: (-strides[d], d))
 
 
 def _cpu_steps(
@@ -218,6 +223,7 @@ def _polish(rows: Tensor, step: Tensor, negative: float, positive: float) -> Ten
     if rows.shape[1] > _SHORT and bool((step > 0).all()):
         return step
     highest, lowest = rows.amax(1).clamp(min=0).double(), (-rows).amax(1).clamp(min=0).double()
+
     def widest(overload: float) -> Tensor:
         wide = highest / (positive + overload)
         return torch.maximum(wide, lowest / (negative + overload)) if negative > 0 else wide

@@ -17,7 +17,7 @@ from dgcomp.quant.estimators import Estimated, quantize_values
 from dgcomp.quant.octav import code_range, octav_scale, scale_code
 from dgcomp.quant.packed import can_pack, pack_activation, packed_save
 from dgcomp.quant.recipe import Recipe
-from dgcomp.quant.vector import fake_per_vector
+from dgcomp.quant.vector import StraightThrough, fake_per_vector
 
 __all__ = ["LINEAR", "Layout", "quantize_activation", "quantize_weight", "quantized_call"]
 
@@ -123,20 +123,16 @@ def quantize_activation(x: Tensor, recipe: Recipe, reduction: int = -1) -> Quant
         return x, None
     x = x.float()
     if recipe.activation_scale_bits is not None:
-        signed = recipe.unsigned is not True
-        vector = min(recipe.vector, x.shape[reduction])
-        return (
-            fake_per_vector(x, bits, recipe.activation_scale_bits, vector, reduction, recipe.rounding, signed=signed),
-            None,
-        )
+        arguments = (bits, recipe.activation_scale_bits, min(recipe.vector, x.shape[reduction]), reduction)
+        operator = torch.ops.dgcomp.vector_value if torch.compiler.is_compiling() else _vector_value
+        value = operator(x.detach(), *arguments, recipe.rounding, recipe.unsigned)
+        return StraightThrough.apply(x, value), None
     scale, low, high, unit = activation_grid(x, recipe, bits)
     value = quantize_values(x.detach(), scale, low, high, unit)
     return Estimated.apply(x, scale, value, low, high, unit, recipe.activation_estimator, 1e-3), scale / unit
 
 
-def activation_grid(
-    x: Tensor, recipe: Recipe, bits: int
-) -> tuple[Tensor, int | Tensor, int | Tensor, int | Tensor]:
+def activation_grid(x: Tensor, recipe: Recipe, bits: int) -> tuple[Tensor, int | Tensor, int | Tensor, int | Tensor]:
     """Scale, lowest and highest code, and the code that the scale stands for.
 
     Under torch.compile the sign of the data is only known when the graph runs: the codes are then 0-d tensors.
@@ -215,9 +211,7 @@ def _tensor_scale(x: Tensor, bits: int, signed: bool, method: str, grid: str) ->
     return _channel_scale(x, bits, signed, None, method, grid)
 
 
-def _channel_scale(
-    x: Tensor, bits: int, signed: bool, dims: list[int] | None, method: str, grid: str
-) -> Tensor:
+def _channel_scale(x: Tensor, bits: int, signed: bool, dims: list[int] | None, method: str, grid: str) -> Tensor:
     """Clipping scalar over `dims` (None: the whole tensor), as `octav_scale` shapes it."""
     x = x.detach()
     if method == "octav":
@@ -244,9 +238,31 @@ def _grid_operator(x: Tensor, bits: int, method: str, grid: str, static: float |
     """Scale, lowest and highest code of an activation whose sign is unknown, as one tensor (3,)."""
     signed = _is_signed(x)
     scale = _tensor_scale(x, bits, signed, method, grid) if static is None else torch.tensor(static)
-    return torch.stack([scale.to(x.device), *(torch.tensor(float(q), device=x.device) for q in code_range(bits, signed))])
+    return torch.stack(
+        [scale.to(x.device), *(torch.tensor(float(q), device=x.device) for q in code_range(bits, signed))]
+    )
 
 
 @_grid_operator.register_fake
 def _(x: Tensor, bits: int, method: str, grid: str, static: float | None) -> Tensor:
     return x.new_empty(3, dtype=torch.float32)
+
+
+def _vector_value(
+    x: Tensor, bits: int, scale_bits: int, vector: int, dim: int, rounding: str, unsigned: bool | None
+) -> Tensor:
+    """Dequantized activation with a scale per vector; unsigned codes where nothing is negative, unless told."""
+    signed = _is_signed(x) if unsigned is None else not unsigned
+    return fake_per_vector(x, bits, scale_bits, vector, dim, rounding, signed=signed)  # type: ignore[arg-type]
+
+
+@torch.library.custom_op("dgcomp::vector_value", mutates_args=())
+def _vector_operator(
+    x: Tensor, bits: int, scale_bits: int, vector: int, dim: int, rounding: str, unsigned: bool | None
+) -> Tensor:
+    return _vector_value(x, bits, scale_bits, vector, dim, rounding, unsigned).clone()
+
+
+@_vector_operator.register_fake
+def _(x: Tensor, bits: int, scale_bits: int, vector: int, dim: int, rounding: str, unsigned: bool | None) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgcomp.quant.estimators import dense, memory_order
+from dgcomp.quant.estimators import dense
+from dgcomp.quant.octav import memory_order
 
 __all__ = ["PackedCodes", "can_pack", "pack_activation", "packed_relu", "packed_save"]
 
@@ -73,7 +74,10 @@ def packed_save(value: Tensor, codes: PackedCodes) -> Iterator[None]:
         return saved
 
     def unpack(packed: Any) -> Tensor:
-        return packed[0].unpack(*packed[1:]) if isinstance(packed, tuple) else packed
+        if not isinstance(packed, tuple):
+            return packed  # type: ignore[no-any-return]
+        stored, shape, stride = packed
+        return stored.unpack(shape, stride)  # type: ignore[no-any-return]
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield

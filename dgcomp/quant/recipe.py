@@ -64,12 +64,12 @@ class Recipe:
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        for name, value in (
+        for name, estimator in (
             ("weight_estimator", self.weight_estimator),
             ("activation_estimator", self.activation_estimator),
         ):
-            if value not in ("ste", "pwl", "mad", "ewgs"):
-                raise ValueError(f"{name} must be one of ste, pwl, mad, ewgs inside a context, got {value!r}")
+            if estimator not in ("ste", "pwl", "mad", "ewgs"):
+                raise ValueError(f"{name} must be one of ste, pwl, mad, ewgs inside a context, got {estimator!r}")
         if self.vector < 1:
             raise ValueError(f"vector must be at least 1, got {self.vector}")
 

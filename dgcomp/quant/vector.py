@@ -68,7 +68,7 @@ def per_vector(
         raise ValueError("x must be finite to be stored as integer codes; replace NaN and infinity first")
     codes, scale_codes, gamma = _quantize(x, bits, scale_bits, vector, dim, rounding, signed, channel)
     return QuantizedVectors(
-        packed=_pack(codes, bits),
+        packed=pack_codes(codes, bits),
         scale_codes=scale_codes if scale_bits is None else scale_codes.to(_scale_dtype(scale_bits)),
         gamma=gamma,
         shape=tuple(x.shape),
@@ -139,7 +139,7 @@ class QuantizedVectors:
     def codes(self) -> Tensor:
         """Integer codes (R, n, V) as int16, padding included."""
         rows, num_vectors = self.scale_codes.shape
-        return _unpack(self.packed, self.bits, self.signed, num_vectors * self.vector).reshape(
+        return unpack_codes(self.packed, self.bits, self.signed, num_vectors * self.vector).reshape(
             rows, num_vectors, self.vector
         )
 
@@ -270,9 +270,7 @@ def _quantize(
     return torch.where(better[..., None], lower_codes, upper_codes), torch.where(better, lower, upper), gamma
 
 
-def _check(
-    x: Tensor, scale_bits: int | None, vector: int, dim: int, rounding: str, channel: int | None
-) -> None:
+def _check(x: Tensor, scale_bits: int | None, vector: int, dim: int, rounding: str, channel: int | None) -> None:
     if not x.dtype.is_floating_point:
         raise TypeError(f"x must be a floating-point tensor to be quantized, got {x.dtype}; convert it with x.float()")
     if x.ndim == 0:
@@ -331,7 +329,7 @@ def _scale_dtype(scale_bits: int) -> torch.dtype:
     return torch.uint8 if scale_bits <= 8 else torch.int32 if scale_bits == 16 else torch.int16
 
 
-def _pack(codes: Tensor, bits: int) -> Tensor:
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
     """Codes (R, n, V) to bytes: two to a byte for at most 4 bits, low nibble first."""
     flat = codes.flatten(1)
     if bits > 4:
@@ -342,8 +340,8 @@ def _pack(codes: Tensor, bits: int) -> Tensor:
     return (nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)).to(torch.uint8)
 
 
-def _unpack(packed: Tensor, bits: int, signed: bool, size: int) -> Tensor:
-    """The inverse of `_pack` for rows of `size` codes, int16."""
+def unpack_codes(packed: Tensor, bits: int, signed: bool, size: int) -> Tensor:
+    """The inverse of `pack_codes` for rows of `size` codes, int16."""
     if bits > 4:
         codes, half = packed.to(torch.int16), 128
     else:
