@@ -59,7 +59,7 @@ def fake_quantize(
     low, high = code_range(bits, signed, narrow)
     unit = scale_code(bits, signed, narrow)
     scale = torch.as_tensor(scale, dtype=torch.float32, device=x.device)
-    value = quantize_values(x.detach(), scale.detach(), low, high, unit)
+    value = quantize_values(x.detach(), scale.detach() / unit, low, high)
     result: Tensor = Estimated.apply(x, scale, value, low, high, unit, estimator, delta)
     return result
 
@@ -101,11 +101,10 @@ class Estimated(torch.autograd.Function):
         return x_gradient, scale_gradient, None, None, None, None, None, None
 
 
-def quantize_values(x: Tensor, scale: Tensor, low: int | Tensor, high: int | Tensor, unit: int | Tensor) -> Tensor:
+def quantize_values(x: Tensor, step: Tensor, low: int | Tensor, high: int | Tensor) -> Tensor:
     """step * clip(round(x / step), low, high), in x's dtype."""
-    step = scale / unit
     if _has_cpu_loop(x) and isinstance(low, int) and isinstance(high, int):
-        layout = _channel_layout(x, scale)
+        layout = _channel_layout(x, step)
         if layout is not None:
             return _cpu_quantize(x, step, low, high, layout)
     inverse, step = _reciprocal(step)
@@ -138,7 +137,7 @@ def estimate_gradient(
     kept = torch.where(inside, gradient, 0.0)
     if estimator == "ewgs":
         step = scale / unit
-        rounding = (x - quantize_values(x, scale, low, high, unit)) * _reciprocal(step)[0]
+        rounding = (x - quantize_values(x, step, low, high)) * _reciprocal(step)[0]
         kept = (kept * (1 + delta * gradient.sign() * rounding)).to(gradient.dtype)
     return kept
 

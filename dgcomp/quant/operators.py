@@ -51,12 +51,9 @@ def quantized_call(
 ) -> Tensor:
     """operator(x, weight, bias, *args, **kwargs) with both operands quantized as the recipe says."""
     low_precision = _low_precision(x)
-    w_value, w_step = quantize_weight(weight, recipe, layout, cache)
     if pack and low_precision is None and _packs(x, recipe):
-        scale, low, high, unit = activation_grid(x, recipe, recipe.activations or 4)
-        x_value, codes = pack_activation(x, scale, int(low), int(high), int(unit), recipe.activation_estimator)
-        with packed_save(x_value, codes):
-            return operator(x_value, w_value, bias, *args, **kwargs)
+        return _packed_call(operator, layout, recipe, x, weight, bias, *args, **kwargs)
+    w_value, w_step = quantize_weight(weight, recipe, layout, cache)
     x_value, x_step = quantize_activation(x, recipe, layout.input_reduction)
     if low_precision is None:
         return operator(x_value, w_value, bias, *args, **kwargs)
@@ -72,6 +69,33 @@ def _packs(x: Tensor, recipe: Recipe) -> bool:
         and recipe.activation_estimator in ("ste", "pwl")
         and can_pack(x)
     )
+
+
+def _packed_call(
+    operator: Callable[..., Tensor],
+    layout: Layout,
+    recipe: Recipe,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """The call, saving the input as codes and the quantized weight not at all: it is quantized again in backward."""
+    scale, low, high, unit = activation_grid(x, recipe, recipe.activations or 4)
+    x_value, codes = pack_activation(x, scale, int(low), int(high), int(unit), recipe.activation_estimator)
+    w_value, w_step = quantize_weight(weight, recipe, layout)
+    replacements = [(x_value, codes.unpack)]
+    if w_step is not None and recipe.weights is not None:
+        lowest, highest = code_range(recipe.weights)
+
+        def requantize(shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
+            value = quantize_values(weight.detach(), w_step, lowest, highest)
+            return value.as_strided(shape, stride)
+
+        replacements.append((w_value, requantize))
+    with packed_save(*replacements):
+        return operator(x_value, w_value, bias, *args, **kwargs)
 
 
 def _low_precision(x: Tensor) -> torch.dtype | None:
@@ -128,7 +152,7 @@ def quantize_activation(x: Tensor, recipe: Recipe, reduction: int = -1) -> Quant
         value = operator(x.detach(), *arguments, recipe.rounding, recipe.unsigned)
         return StraightThrough.apply(x, value), None
     scale, low, high, unit = activation_grid(x, recipe, bits)
-    value = quantize_values(x.detach(), scale, low, high, unit)
+    value = quantize_values(x.detach(), scale / unit, low, high)
     return Estimated.apply(x, scale, value, low, high, unit, recipe.activation_estimator, 1e-3), scale / unit
 
 
@@ -188,7 +212,7 @@ def quantize_weight(
             scale = torch.ops.dgcomp.scale(w.detach(), bits, True, dims, recipe.method, recipe.grid)
         else:
             scale = _channel_scale(w, bits, True, dims, recipe.method, recipe.grid)
-        found = scale, quantize_values(w.detach(), scale, low, high, high)
+        found = scale, quantize_values(w.detach(), scale / high, low, high)
         if cache is not None and not tracing:
             cache.put(weight, recipe, found)
     scale, value = found

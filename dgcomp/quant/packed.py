@@ -6,7 +6,7 @@ so that its own backward runs on identical numbers. A ReLU needs one bit per ele
 CPU and float32 only; elsewhere, and under torch.compile (whose partitioner decides what is saved), nothing is packed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -63,21 +63,28 @@ def pack_activation(
     return result, PackedCodes(codes, float(step), low, x.numel())
 
 
+Rebuild = Callable[[torch.Size, tuple[int, ...]], Tensor]
+
+
 @contextmanager
-def packed_save(value: Tensor, codes: PackedCodes) -> Iterator[None]:
-    """Let operators in the block save `codes` wherever they would save `value`."""
-    address = value.data_ptr()
+def packed_save(*replacements: tuple[Tensor, Rebuild]) -> Iterator[None]:
+    """Let operators in the block save, instead of each given tensor, the function that rebuilds it by shape and stride.
+
+    A tensor is recognized by its memory. A function may hold what is alive anyway, such as a parameter and its scale.
+    """
+    rebuilds = {value.data_ptr(): (value.numel(), rebuild) for value, rebuild in replacements}
 
     def pack(saved: Tensor) -> Any:
-        if saved.data_ptr() == address and saved.numel() == codes.numel and saved.dtype == torch.float32:
-            return codes, saved.shape, saved.stride()
+        numel, rebuild = rebuilds.get(saved.data_ptr(), (-1, None))
+        if saved.numel() == numel and saved.dtype == torch.float32:
+            return rebuild, saved.shape, saved.stride()
         return saved
 
     def unpack(packed: Any) -> Tensor:
         if not isinstance(packed, tuple):
             return packed  # type: ignore[no-any-return]
-        stored, shape, stride = packed
-        return stored.unpack(shape, stride)  # type: ignore[no-any-return]
+        rebuild, shape, stride = packed
+        return rebuild(shape, stride)  # type: ignore[no-any-return]
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield

@@ -41,6 +41,8 @@ __all__ = [
 
 Rounding = Literal["consistent", "nearest", "paper"]
 
+_TINY = 1e-37  # the reciprocal of a smaller scale overflows: it counts as zero
+
 
 def per_vector(
     x: Tensor,
@@ -249,14 +251,17 @@ def _quantize(
     low, high = code_range(bits, signed)
     _check(x, scale_bits, vector, dim, rounding, channel)
     values = _vectors(x.detach().to(torch.float32), vector, dim)
-    scale = (values.abs() if signed else values.clamp(min=0)).amax(-1) / high
+    largest = (values.abs() if signed else values.clamp(min=0)).amax(-1)
+    scale = largest / high
+    # x Q / max, not x / (max / Q): the division that is rounded once keeps ties where the equations have them.
+    unrounded_codes = _round(values * high, largest, low, high)
     if scale_bits is None:
-        return _round(values, scale, low, high), scale, torch.ones((), device=x.device)
+        return unrounded_codes, scale, torch.ones((), device=x.device)
     top = 2**scale_bits - 1
     gamma = _group_maximum(scale, x, dim, channel) / top
     ratio = scale * _inverse(gamma)
     if rounding == "paper":
-        return _round(values, scale, low, high), ratio.round(), gamma
+        return unrounded_codes, ratio.round(), gamma
     if rounding == "nearest":
         scale_codes = ratio.round()
         return _round(values, scale_codes * gamma, low, high), scale_codes, gamma
@@ -314,12 +319,13 @@ def _group_maximum(scale: Tensor, x: Tensor, dim: int, channel: int | None) -> T
 
 
 def _inverse(scale: Tensor) -> Tensor:
-    usable = scale >= 1e-37  # below it the reciprocal overflows: such a scale counts as zero
+    usable = scale >= _TINY
     return torch.where(usable, 1.0 / torch.where(usable, scale, 1.0), 0.0)
 
 
 def _round(values: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-    return (values * _inverse(scale)[..., None]).round().clamp(low, high)
+    usable = (scale >= _TINY)[..., None]
+    return torch.where(usable, values / torch.where(usable, scale[..., None], 1.0), 0.0).round().clamp(low, high)
 
 
 # --- storage ----------------------------------------------------------------------------------------------------------

@@ -151,9 +151,10 @@ def test_memory_formats_and_views() -> None:
     torch.testing.assert_close(gradient, (x.abs() <= 0.5).float())
 
 
-def test_works_under_vmap_free_transforms_and_double_precision_codes() -> None:
-    codes = quantize_values(torch.tensor([0.26]), torch.tensor(0.7), torch.tensor(-7.0), torch.tensor(7.0), 7)  # type: ignore[arg-type]
-    assert codes.item() == pytest.approx(0.3)
+def test_codes_given_as_tensors() -> None:
+    x, step = torch.randn(100), torch.tensor(0.1)
+    expected = quantize_values(x, step, -7, 7)
+    assert torch.equal(quantize_values(x, step, torch.tensor(-7.0), torch.tensor(7.0)), expected)
 
 
 def test_errors_name_the_argument() -> None:
