@@ -270,6 +270,9 @@ def _replace(owner: Any, name: str, gate: Callable[..., Any]) -> None:
     builtin = torch.jit._builtins._find_builtin(original)
     if builtin is not None:  # so that torch.jit.script still knows the function
         torch.jit._builtins._register_builtin(gate, builtin)
+    else:
+        setattr(gate, "__script_if_tracing_wrapper", True)
+        setattr(gate, "__original_fn", original)
     setattr(owner, name, gate)
 
 
@@ -343,9 +346,7 @@ def _capture_checkpoints() -> None:
 
 
 def _in_current_scope(run: Callable[..., Any]) -> Callable[..., Any]:
-    scope = _local.scope
-    if scope is None:
-        return run
+    scope = _local.scope  # also None is a scope: a plain region stays plain when its backward runs inside a context
 
     def inside(*args: Any, **kwargs: Any) -> Any:
         token = _enter(scope)

@@ -14,7 +14,7 @@ from scipy.stats import laplace, norm, t
 from dgcomp.quant import BitHistogram, code_range, octav_scale
 from dgcomp.quant.octav import _levels, reference_steps
 
-N = 400_001
+N = 250_001  # just too small for the sampled start of large tensors: exact
 GAUSS = torch.tensor(norm.ppf((np.arange(N) + 0.5) / N), dtype=torch.float32)
 LAPLACE = torch.tensor(laplace.ppf((np.arange(N) + 0.5) / N), dtype=torch.float32)
 STUDENT = torch.tensor(t.ppf((np.arange(N) + 0.5) / N, 3), dtype=torch.float32)
@@ -121,7 +121,7 @@ def _error(x: torch.Tensor, step: float, low: int, high: int) -> float:
 @pytest.mark.parametrize("signed", [True, False])
 def test_large_tensors_histogram_and_warm_start_agree_with_the_reference(bits: int, grid: str, signed: bool) -> None:
     for x in (GAUSS, LAPLACE, STUDENT):
-        shuffled = x[torch.randperm(N)]
+        shuffled = torch.cat([x, x])[torch.randperm(2 * N)]
         expected = _reference(x, bits, signed, grid)
         found = octav_scale(shuffled, bits, signed, grid=grid)
         # Above 6 bits fewer than one in a thousand elements clips; the tolerance is that of one element of the sample.
