@@ -5,6 +5,7 @@ from dgcomp.quant.autocast import autocast, current_recipe, disabled
 from dgcomp.quant.cache import invalidate
 from dgcomp.quant.calibrate import calibrate, convert
 from dgcomp.quant.estimators import fake_quantize
+from dgcomp.quant.flag import context_from_flag
 from dgcomp.quant.histogram import BitHistogram
 from dgcomp.quant.octav import code_range, octav_scale
 from dgcomp.quant.recipe import Recipe, parse_notation
@@ -20,6 +21,7 @@ __all__ = [
     "autocast",
     "calibrate",
     "code_range",
+    "context_from_flag",
     "convert",
     "current_recipe",
     "disabled",
