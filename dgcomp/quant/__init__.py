@@ -5,6 +5,7 @@ from dgcomp.quant.autocast import autocast, current_recipe, disabled
 from dgcomp.quant.cache import invalidate
 from dgcomp.quant.calibrate import calibrate, convert
 from dgcomp.quant.estimators import fake_quantize
+from dgcomp.quant.export import export_onnx
 from dgcomp.quant.flag import context_from_flag
 from dgcomp.quant.histogram import BitHistogram
 from dgcomp.quant.octav import code_range, octav_scale
@@ -25,6 +26,7 @@ __all__ = [
     "convert",
     "current_recipe",
     "disabled",
+    "export_onnx",
     "fake_quantize",
     "integer_matmul",
     "invalidate",

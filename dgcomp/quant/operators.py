@@ -56,7 +56,7 @@ def quantized_call(
     w_value, w_step = quantize_weight(weight, recipe, layout, cache)
     x_value, x_step = quantize_activation(x, recipe, layout.input_reduction)
     if low_precision is None:
-        return operator(x_value, w_value, bias, *args, **kwargs)
+        return operator(x_value.to(x.dtype), w_value.to(weight.dtype), bias, *args, **kwargs)
     return _on_codes(operator, layout, low_precision, (x_value, x_step), (w_value, w_step), bias, *args, **kwargs)
 
 
