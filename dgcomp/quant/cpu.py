@@ -51,9 +51,10 @@ def _block_moments(
     clipped, nonzero, total = np.int32(0), np.int32(0), np.float32(0.0)
     for i in range(values.size):
         key = (bits[i] ^ flip) & mask
-        is_clipped = (key >= threshold_bits) & (key < INFINITY)
+        finite = key < INFINITY
+        is_clipped = (key >= threshold_bits) & finite
         clipped += np.int32(is_clipped)
-        nonzero += np.int32(key > 0)
+        nonzero += np.int32((key > 0) & finite)
         total += abs(values[i]) if is_clipped else np.float32(0.0)
     return clipped, nonzero, total
 
@@ -116,19 +117,20 @@ def round_code(scaled: Number, low: Number, high: Number) -> Number:
     return (clamped + _ROUND) - _ROUND
 
 
+@njit(nogil=True, cache=True)
+def _block_codes_of(values: Floats, codes: Floats, inverse: Number, low: Number, high: Number) -> None:
+    for i in range(values.size):
+        codes[i] = round_code(values[i] * inverse, low, high)
+
+
 @njit(nogil=True, cache=True, fastmath=_REASSOCIATE)
-def _block_fit(
-    values: Floats,
-    inverse: Number,
-    step: Number,
-    low: Number,
-    high: Number,
-) -> tuple[Number, Number, Number]:
+def _block_fit(values: Floats, codes: Floats, step: Number) -> tuple[Number, Number, Number]:
     """Squared error, sum of x q and sum of q q of one block; elements that are not finite are left out."""
     error, product, square = np.float32(0.0), np.float32(0.0), np.float32(0.0)
     for i in range(values.size):
-        value = values[i] if abs(values[i]) < np.inf else np.float32(0.0)
-        code = round_code(value * inverse, low, high)
+        finite = abs(values[i]) < np.inf
+        value = values[i] if finite else np.float32(0.0)
+        code = codes[i] if finite else np.float32(0.0)
         rest = value - code * step
         error += rest * rest
         product += value * code
@@ -140,10 +142,13 @@ def _block_fit(
 def fit(values: Floats, step: Number, negative: Number, positive: Number) -> tuple[Number, Number]:
     """Sum of squared errors at `step`, and the best step for the codes that `step` gives (one Lloyd iteration)."""
     error, product, square = 0.0, 0.0, 0.0
+    # Codes are made by a function of their own: reassociation, which the sums need, would undo the rounding.
+    codes = np.empty(min(_BLOCK, values.size), np.float32)
     inverse, low, high = np.float32(1.0 / step), np.float32(-negative), np.float32(positive)
     for start in range(0, values.size, _BLOCK):
-        stop = min(start + _BLOCK, values.size)
-        e, p, s = _block_fit(values[start:stop], inverse, np.float32(step), low, high)
+        block = values[start : start + _BLOCK]
+        _block_codes_of(block, codes, inverse, low, high)
+        e, p, s = _block_fit(block, codes, np.float32(step))
         error, product, square = error + np.float64(e), product + np.float64(p), square + np.float64(s)
     return error, product / square if square > 0 else step
 
@@ -289,6 +294,8 @@ def octav_step(
         if first == 0.0:
             return 0.0
         step = _solve(values, negative, positive, overload, first, tolerance, max_iterations)
+        if step == 0.0 and overload == 0:  # rounding lifted the mean of equal magnitudes above them
+            step = widest_step(values, negative, positive, 0.0)
     return _polish(values, step, negative, positive) if overload > 0 else step
 
 
@@ -303,8 +310,8 @@ def _polish(values: Floats, step: Number, negative: Number, positive: Number) ->
     if step == 0.0:
         step = widest_step(values, negative, positive, 0.5)
     best, least = step, fit(values, step, negative, positive)[0]
-    for i in range(16 if values.size <= _SHORT else 1):
-        candidate = widest * (1.0 - i / 32.0)
+    for i in range(26 if values.size <= _SHORT else 1):
+        candidate = widest * (1.0 - 0.02 * (i if i <= 20 else 20 - i))  # 1, then down to 0.6, then up to 1.1
         error = fit(values, candidate, negative, positive)[0]
         if error < least:
             best, least = candidate, error

@@ -72,7 +72,7 @@ class BitHistogram:
             return 0.0
         step = _solve(used, overload)
         if overload > 0 and positive == 1:
-            step = self._lloyd(step, negative, positive)
+            step = _lloyd(used, step)
         return float(step * unit)
 
     def quantile(self, fraction: float, *, signed: bool = True) -> float:
@@ -152,12 +152,6 @@ class BitHistogram:
         used = count > 0
         return sums[used] / count[used], count[used]
 
-    def _lloyd(self, step: float, negative: float, positive: float) -> float:
-        values, counts = self._means()
-        codes = np.clip(np.rint(values / step), -negative, positive)
-        square = counts @ (codes * codes)
-        return float(counts @ (values * codes) / square) if square > 0 else step
-
 
 class _Side:
     """Occupied bins of one sign: edges, count and sum of magnitudes, with suffix sums for threshold queries."""
@@ -210,3 +204,14 @@ def _solve(sides: list[tuple[float, _Side]], overload: float) -> float:
         previous = (step, following)
         step += (following - step) / (1 - slope)
     return float(step)
+
+
+def _lloyd(sides: list[tuple[float, _Side]], step: float) -> float:
+    """Best step for the codes that `step` gives, sum(x q) / sum(q q), summed by the thresholds (k - 1/2) step."""
+    product = square = 0.0
+    for levels, side in sides:
+        for k in range(1, int(levels) + 1):
+            count, total = side.above((k - 0.5) * step)
+            product += total
+            square += (2 * k - 1) * count
+    return product / square if square > 0 else step

@@ -157,6 +157,8 @@ def reference_steps(
 ) -> Tensor:
     """Steps (R,) of float32 rows (R, n), in plain torch operations for every device; what the CPU loops must equal."""
     rows = torch.where(rows.isfinite(), rows, 0.0)
+    if rows.numel() == 0:
+        return torch.zeros(rows.shape[0], dtype=torch.float64, device=rows.device)
     counted = rows if negative == 0 else rows.abs()
     total, nonzero = counted.clamp(min=0).sum(1, dtype=torch.float64), (counted > 0).sum(1)
     mean = total / (nonzero.clamp(min=1) * positive)
@@ -165,7 +167,10 @@ def reference_steps(
     if start is not None and not bool(clips.all()):
         again, clips_again = _iterate(rows, mean, negative, positive, overload, max_iterations or _limit(overload))
         step, clips = torch.where(clips, step, again), clips | clips_again
-    step = torch.where(clips, step, torch.zeros_like(step))
+    # An iterate that clips nothing: "exact" leaves the choice to the polish; for "paper" the mean of equal magnitudes
+    # was lifted above them by rounding.
+    unclipped = torch.zeros_like(step) if overload > 0 else counted.amax(1).double() / positive
+    step = torch.where(clips, step, unclipped)
     if overload > 0:
         step = _polish(rows, step, negative, positive)
     return torch.where(nonzero > 0, step, torch.zeros_like(step))
@@ -231,8 +236,8 @@ def _polish(rows: Tensor, step: Tensor, negative: float, positive: float) -> Ten
     unclipped = step == 0
     best = torch.where(unclipped, widest(0.5), step)
     least = _squared_error(rows, best, negative, positive)
-    for i in range(16 if rows.shape[1] <= _SHORT else 1):
-        candidate = widest(0.0) * (1 - i / 32)
+    for i in range(26 if rows.shape[1] <= _SHORT else 1):
+        candidate = widest(0.0) * (1 - 0.02 * (i if i <= 20 else 20 - i))  # as the CPU loops do
         error = _squared_error(rows, candidate, negative, positive)
         wins = (error < least) & (unclipped | (rows.shape[1] <= _SHORT))
         best, least = torch.where(wins, candidate, best), torch.where(wins, error, least)
