@@ -190,33 +190,44 @@ def quantize_weight(
     bits = recipe.weights
     if bits is None:
         return weight, None
-    if recipe.weight_scale_bits is not None:
-        vector = min(recipe.vector, weight.shape[layout.weight_reduction])
-        value = fake_per_vector(
-            weight.float(),
-            bits,
-            recipe.weight_scale_bits,
-            vector,
-            layout.weight_reduction,
-            recipe.rounding,
-            channel=layout.weight_channel,
-        )
-        return value, None
-    low, high = code_range(bits)
     tracing = torch.compiler.is_compiling()
     found = None if cache is None or tracing else cache.get(weight, recipe)
     w = weight.float()
     if found is None:
-        dims = [d for d in range(weight.ndim) if d != layout.weight_channel]
-        if tracing:
-            scale = torch.ops.dgcomp.scale(w.detach(), bits, True, dims, recipe.method, recipe.grid)
-        else:
-            scale = _channel_scale(w, bits, True, dims, recipe.method, recipe.grid)
-        found = scale, quantize_values(w.detach(), scale / high, low, high)
+        found = (
+            _vector_weight(w, recipe, layout, bits) if recipe.weight_scale_bits else _weight(w, recipe, layout, bits)
+        )
         if cache is not None and not tracing:
             cache.put(weight, recipe, found)
     scale, value = found
+    if recipe.weight_scale_bits is not None:
+        return StraightThrough.apply(w, value), None
+    low, high = code_range(bits)
     return Estimated.apply(w, scale, value, low, high, high, recipe.weight_estimator, 1e-3), scale / high
+
+
+def _weight(w: Tensor, recipe: Recipe, layout: Layout, bits: int) -> tuple[Tensor, Tensor]:
+    """Scale per output channel, and the quantized value; both detached."""
+    w = w.detach()
+    dims = [d for d in range(w.ndim) if d != layout.weight_channel]
+    scale_of = torch.ops.dgcomp.scale if torch.compiler.is_compiling() else _channel_scale
+    scale = scale_of(w, bits, True, dims, recipe.method, recipe.grid)
+    low, high = code_range(bits)
+    return scale, quantize_values(w, scale / high, low, high)
+
+
+def _vector_weight(w: Tensor, recipe: Recipe, layout: Layout, bits: int) -> tuple[Tensor, Tensor]:
+    """The quantized value of a weight with a scale per vector, in both places."""
+    value = fake_per_vector(
+        w.detach(),
+        bits,
+        recipe.weight_scale_bits,
+        min(recipe.vector, w.shape[layout.weight_reduction]),
+        layout.weight_reduction,
+        recipe.rounding,
+        channel=layout.weight_channel,
+    )
+    return value, value
 
 
 # --- scales, as plain functions and as operators that torch.compile does not look into --------------------------------
