@@ -12,19 +12,19 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
-from numba import types
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import extending, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 Array = npt.NDArray[Any]
 U = np.uint64
+_intrinsic: Any = extending.intrinsic  # its types do not know that the first argument is numba's own
 ONE, SIX, TWELVE, LOW = U(1), U(6), U(12), U(63)
 AHEAD, TWICE_AHEAD = U(8), U(16)
 SHORT_ROW = 96  # up to here ranking every column against all others beats the bitmap
 
 
-@intrinsic
+@_intrinsic
 def _trailing_zeros(typingctx: Any, word: Any) -> Any:
     """Trailing zero bits of a uint64 that is not zero: LLVM's cttz."""
 
@@ -34,7 +34,7 @@ def _trailing_zeros(typingctx: Any, word: Any) -> Any:
     return types.uint64(types.uint64), codegen
 
 
-@intrinsic
+@_intrinsic
 def _count_ones(typingctx: Any, word: Any) -> Any:
     """Set bits of a uint64: LLVM's ctpop."""
 
@@ -44,7 +44,7 @@ def _count_ones(typingctx: Any, word: Any) -> Any:
     return types.uint64(types.uint64), codegen
 
 
-@intrinsic
+@_intrinsic
 def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:
     """Ask for the cache line of array[index]; never faults, so the index need not be right."""
 

@@ -61,7 +61,7 @@ def multiply(
 ) -> CSR:
     """The same on bare arrays (pointers, indices, values) of two matrices of the given shapes."""
     check_operands(a, b, a_shape, b_shape)
-    (ap, aj, ax), (bp, bj, bx) = a, b
+    (ap, aj, ax), (bp, bj, _) = a, b
     columns = b_shape[1]
     products = kernels.count_products(ap, aj, bp)
     ranges = _balanced_ranges(products)
@@ -155,7 +155,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a_values: Tensor, b_values: Tensor, a: CSR, b: CSR, shapes: Any, accumulator: Any) -> Any:
-        pointers, indices, values = multiply(a, b, *shapes, accumulator)
+        pointers, indices, values = multiply(a, b, shapes[0], shapes[1], accumulator)
         ctx.patterns = a[:2], b[:2], (pointers, indices)
         ctx.num_columns = shapes[1][1]
         ctx.save_for_backward(a_values, b_values)
