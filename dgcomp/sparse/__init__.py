@@ -5,7 +5,7 @@ from dgcomp.sparse.multiplies import MultiplyCount, count_multiplies
 from dgcomp.sparse.patterns import NM, Balanced, Blocks, Unstructured
 from dgcomp.sparse.pruner import Cubic, Iterative, OneShot, Pruner
 from dgcomp.sparse.sharing import huffman_bits, share_weights, size_report, unshare_weights
-from dgcomp.sparse.spgemm import spgemm
+from dgcomp.sparse.product import spgemm
 from dgcomp.sparse.winograd import WinogradReLUConv2d, transform_weight, winograd_conv2d
 from dgcomp.sparse.winograd_sparse import SparseWinogradConv2d
 

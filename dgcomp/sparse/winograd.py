@@ -73,7 +73,8 @@ def transform_input(x: Tensor, *, padding: int = 1, tile: int = 2) -> Tensor:
     x = F.pad(x, (padding, padding + -width % tile, padding, padding + -height % tile))
     tiles = F.unfold(x, tile + 2, stride=tile).unflatten(1, (x.shape[1], -1))  # [N, C, T, L]
     matrix = _two_dimensional("input", tile, x.dtype, x.device)
-    return (matrix @ tiles.permute(2, 1, 0, 3).flatten(1)).unflatten(1, (x.shape[1], x.shape[0], -1))
+    v: Tensor = matrix @ tiles.permute(2, 1, 0, 3).flatten(1)
+    return v.view(v.shape[0], x.shape[1], x.shape[0], -1)
 
 
 def transform_output(m: Tensor, height: int, width: int, *, tile: int = 2) -> Tensor:
