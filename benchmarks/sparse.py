@@ -233,11 +233,11 @@ def cifar(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 TASKS: dict[str, Callable[[Any], nn.Module]] = {
-    "fashion-vgg": lambda kind: vgg(kind, ((16, 16), (32, 32), (64,)), in_channels=1),
+    "fashion-vgg": lambda kind: vgg(kind, ((16,), (32, 32), (64, 64)), in_channels=1),
     "fashion-resnet": lambda kind: ResNet(kind, (16, 32), (0,), nn.Conv2d(1, 16, 3, padding=1, stride=2), 10),
     "cifar-vgg": lambda kind: vgg(kind, ((32, 32), (64, 64), (128,))),
 }
-DENSE_STEPS, PRUNED_STEPS, BATCH = 1400, 470, 128
+DENSE_STEPS, PRUNED_STEPS, BATCH = 800, 250, 128
 
 
 def train(model: nn.Module, data: Any, steps: int, rate: float, seed: int, after_step: Callable[[], None]) -> None:
