@@ -13,6 +13,7 @@ rows to benchmarks/results/sparse.json. Timings are medians; all contestants of 
 """
 
 import argparse
+import fcntl
 import gzip
 import io
 import json
@@ -21,6 +22,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -69,8 +71,9 @@ def append(row: dict[str, Any]) -> None:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "command": " ".join(["python", *sys.argv]),
     }
-    rows = read_rows()
-    RESULTS.write_text(json.dumps([*rows, row], indent=1) + "\n")
+    with (Path(tempfile.gettempdir()) / "dgcomp-sparse.lock").open("w") as lock:  # several commands may run at a time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        RESULTS.write_text(json.dumps([*read_rows(), row], indent=1) + "\n")
     print(json.dumps(row), flush=True)
 
 
