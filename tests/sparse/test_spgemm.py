@@ -90,8 +90,8 @@ def test_gradients_of_the_values() -> None:
     a, b = to_torch(random_csr(6, 8, 0.4, 0)), to_torch(random_csr(8, 7, 0.3, 1))
 
     def product(a_values: torch.Tensor, b_values: torch.Tensor) -> torch.Tensor:
-        left = torch.sparse_csr_tensor(a.crow_indices(), a.col_indices(), a_values, a.shape)
-        right = torch.sparse_csr_tensor(b.crow_indices(), b.col_indices(), b_values, b.shape)
+        left = torch.sparse_csr_tensor(a.crow_indices(), a.col_indices(), a_values, a.shape, check_invariants=True)
+        right = torch.sparse_csr_tensor(b.crow_indices(), b.col_indices(), b_values, b.shape, check_invariants=True)
         return spgemm(left, right).values()
 
     values = [matrix.values().clone().requires_grad_() for matrix in (a, b)]
