@@ -184,11 +184,11 @@ def graphs(folder: Path) -> Iterator[tuple[str, Any]]:
         return matrix
 
     if folder.exists():
-        wiki = np.loadtxt(folder / "wiki-Vote.mtx", comments="%", dtype=np.int64)
-        yield "wiki-Vote", csr(wiki[1:, :2] - 1, 8297)
+        wiki = np.loadtxt(folder / "wiki-Vote.mtx", comments="%", dtype=np.int64, usecols=(0, 1))
+        yield "wiki-Vote", csr(wiki[1:] - 1, 8297)
         edges = np.loadtxt(folder / "facebook_combined.txt", dtype=np.int64)
         yield "facebook", csr(np.concatenate([edges, edges[:, ::-1]]), 4039)
-        yield "p2p-Gnutella31", csr(np.loadtxt(folder / "p2p-Gnutella31.e", dtype=np.int64)[:, :2] - 1, 62586)
+        yield "p2p-Gnutella31", csr(np.loadtxt(folder / "p2p-Gnutella31.e", dtype=np.int64, usecols=(0, 1)) - 1, 62586)
     yield "rMAT 1M", csr(rmat(scale=20, num_edges=1 << 20), 1 << 20)
 
 

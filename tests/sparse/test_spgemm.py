@@ -128,7 +128,7 @@ def test_cancelled_entries_stay_and_nan_follows_stored_entries() -> None:
 
 def read_graph(path: Path) -> Any:
     """The three graphs as SpArch used them: facebook is symmetrised, Gnutella counts from 1."""
-    pairs = np.loadtxt(path, comments="%", dtype=np.int64)[:, :2]
+    pairs = np.loadtxt(path, comments="%", dtype=np.int64, usecols=(0, 1))
     rows = {"wiki-Vote": 8297, "facebook_combined": 4039, "p2p-Gnutella31": 62586}[path.stem]
     if path.stem == "wiki-Vote":
         pairs = pairs[1:] - 1
