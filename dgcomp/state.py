@@ -229,6 +229,7 @@ class DGCState:
             self.group,
             codec="fp32" if value_format == "auto" else value_format,
             leftover_numel=self.memory.leftover_numel,
+            leftover_codec=self.config.leftover_codec,
         )
 
     def _make_nodes(self) -> NodeGroups | None:
