@@ -40,7 +40,7 @@ TASKS = {
         ranks=4,
         options=(
             *("--task", "image", "--model", "resnet8", "--data", "fashion-mnist"),
-            *("--epochs", "3", "--batch-size", "64", "--learning-rate", "0.1", "--amp", "bf16"),
+            *("--epochs", "6", "--batch-size", "64", "--learning-rate", "0.1", "--amp", "bf16"),
         ),
     ),
 }

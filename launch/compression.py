@@ -55,9 +55,6 @@ class Exchange:
             "bytes_dense_matrices": self._num_steps * self.num_matrix_values * 4,
         }
 
-    def flush(self) -> None:
-        """Apply what the exchange still holds back, if anything; call it on every rank at the end of training."""
-
     def state_dict(self) -> dict[str, Any]:
         """What this rank needs to go on; call it on every rank."""
         return {}
@@ -119,9 +116,6 @@ class DGCExchange(Exchange):
             "bytes_dense_matrices": stats.pop("sparse_bytes_dense"),
         }
         return {**stats, **matrices}
-
-    def flush(self) -> None:
-        self._state.flush()
 
     def state_dict(self) -> dict[str, Any]:
         return self._state.state_dict()

@@ -85,8 +85,6 @@ def train(options: Options, device: torch.device) -> dict[str, Any]:
         while run.step < end and not is_stopped:
             is_stopped = _train_epoch(run, end, stop, logs)
             is_whole = run.step % run.task.steps_per_epoch == 0
-            if run.step == end and not is_stopped:
-                run.exchange.flush()
             if not is_stopped and (is_whole or run.step == end):
                 run.history.append(_evaluate(run))
                 logs.say(_epoch_line(run, is_whole))
