@@ -1,0 +1,8 @@
+"""What training would cost on published accelerators: cycles, seconds and joules, per layer and per step."""
+
+from dgcomp.hwmodel import eie
+from dgcomp.hwmodel.cost import Cost
+from dgcomp.hwmodel.eie import EIE
+from dgcomp.hwmodel.operation import Accelerator, Operation
+
+__all__ = ["EIE", "Accelerator", "Cost", "Operation", "eie"]
