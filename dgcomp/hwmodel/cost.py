@@ -40,7 +40,9 @@ class Cost:
 
     def part(self, unit: str) -> dict[str, float]:
         """The entries of the breakdown in one unit, such as "joules", by the name before the unit."""
-        return {key.removesuffix(f"_{unit}"): value for key, value in self.breakdown.items() if key.endswith(f"_{unit}")}
+        return {
+            key.removesuffix(f"_{unit}"): value for key, value in self.breakdown.items() if key.endswith(f"_{unit}")
+        }
 
     def __add__(self, other: "Cost") -> "Cost":
         keys = list(self.breakdown) + [key for key in other.breakdown if key not in self.breakdown]

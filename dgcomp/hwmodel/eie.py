@@ -239,9 +239,7 @@ class EIE:
         reads = kernels.count_spmat_reads(starts, active, self.sram_bits // self.entry_bits)
         visited, useful = int(lengths[active].sum()), int(real[active].sum())
         seconds = cycles / (self.process.clock_ghz * 1e9)
-        modules = {
-            f"{name}_joules": mw * 1e-3 * self.num_pes * seconds for name, mw in self.process.milliwatts.items()
-        }
+        modules = {f"{name}_joules": mw * 1e-3 * self.num_pes * seconds for name, mw in self.process.milliwatts.items()}
         lnzd = self.process.lnzd_milliwatts * 1e-3 * self.num_lnzd_nodes * seconds
         return Cost(
             cycles=cycles,
@@ -272,18 +270,17 @@ class EIE:
         capacity = SPMAT_BITS_PER_PE // self.entry_bits
         pointers = POINTER_BITS_PER_PE // self.pointer_bits
         reach = ACTIVATIONS_PER_PE * self.num_pes
-        notes = []
-        if largest > capacity:
-            notes.append(f"one PE holds {largest} entries, its SRAM {capacity}: needs {math.ceil(largest / capacity)} loads")
-        if largest >= 2**self.pointer_bits:
-            notes.append(f"{self.pointer_bits}-bit pointers reach {2**self.pointer_bits} entries, one PE holds {largest}")
-        if columns + 1 > pointers:
-            notes.append(f"{columns + 1} pointers a PE, its SRAM holds {pointers}: needs {math.ceil((columns + 1) / pointers)} loads")
-        if columns > reach:
-            notes.append(f"{columns} inputs in {math.ceil(columns / reach)} batches of {reach}")
-        if rows > reach:
-            notes.append(f"{rows} outputs in {math.ceil(rows / reach)} batches of {reach}")
-        return tuple(notes)
+        found = (
+            (largest > capacity, f"one PE holds {largest} entries, its SRAM {capacity}"),
+            (
+                largest > 2**self.pointer_bits,
+                f"{self.pointer_bits}-bit pointers reach {2**self.pointer_bits} entries, one PE holds {largest}",
+            ),
+            (columns + 1 > pointers, f"{columns + 1} pointers a PE, its SRAM holds {pointers}"),
+            (columns > reach, f"{columns} inputs in {math.ceil(columns / reach)} batches of {reach}"),
+            (rows > reach, f"{rows} outputs in {math.ceil(rows / reach)} batches of {reach}"),
+        )
+        return tuple(sentence for exceeded, sentence in found if exceeded)
 
     def price(self, operation: Operation) -> Cost | None:
         """Cost of one operation of a training step, or None where EIE cannot run it.
@@ -311,7 +308,9 @@ def _rows_by_pe(mask: Array, num_pes: int) -> Array:
     return counts
 
 
-def random_layer(rows: int, columns: int, density: float, activation_density: float, seed: int) -> tuple[Tensor, Tensor]:
+def random_layer(
+    rows: int, columns: int, density: float, activation_density: float, seed: int
+) -> tuple[Tensor, Tensor]:
     """An i.i.d. random pattern [rows, columns] and an activation [columns], uint8 ones and zeros, for what-ifs."""
     generator = np.random.default_rng(seed)
     weight = np.empty((rows, columns), np.uint8)

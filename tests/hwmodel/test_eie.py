@@ -196,7 +196,9 @@ def test_scaling_with_processing_elements() -> None:
                 continue
             cost = hwmodel.EIE(num_pes=num_pes).run(weight, x)
             real_work, balance, speedup = SCALING[name, num_pes]
-            assert cost.breakdown["multiplies_count"] / cost.breakdown["entries_count"] == pytest.approx(real_work, abs=0.02)
+            assert cost.breakdown["multiplies_count"] / cost.breakdown["entries_count"] == pytest.approx(
+                real_work, abs=0.02
+            )
             assert cost.breakdown["theoretical_cycles"] / cost.cycles == pytest.approx(balance, abs=0.02)
             assert one.cycles / cost.cycles == pytest.approx(speedup, rel=0.03)
 
