@@ -1,0 +1,33 @@
+"""Raise an error on every rank when one rank has found it, so that nobody is left waiting in a collective."""
+
+import torch
+import torch.distributed as dist
+
+MESSAGE_BYTES = 1024
+
+
+def raise_together(message: str | None, *, group: dist.ProcessGroup, device: torch.device) -> None:
+    """Raise ValueError on all ranks of `group` if any rank brings a message; collective.
+
+    A rank without a complaint passes None. The error names the first rank that had one.
+    """
+    data = torch.zeros(MESSAGE_BYTES, dtype=torch.uint8)
+    encoded = (message or "").encode()[:MESSAGE_BYTES]
+    data[: len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8) if encoded else data[:0]
+    world_size = dist.get_world_size(group)
+    gathered = [torch.zeros(MESSAGE_BYTES, dtype=torch.uint8, device=device) for _ in range(world_size)]
+    dist.all_gather(gathered, data.to(device), group=group)
+    for rank, row in enumerate(gathered):
+        text = bytes(row.cpu().tolist()).rstrip(b"\0").decode(errors="replace")
+        if text:
+            raise ValueError(text if text == message else f"{text} (found on rank {rank})")
+
+
+def raise_if_different(digest: int, what: str, *, group: dist.ProcessGroup, device: torch.device) -> None:
+    """Raise ValueError on all ranks if `digest` (a signed 64-bit integer) is not the same on all; collective."""
+    own = torch.tensor([digest], dtype=torch.int64, device=device)
+    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(gathered, own, group=group)
+    different = [rank for rank, other in enumerate(gathered) if not torch.equal(other, gathered[0])]
+    if different:
+        raise ValueError(f"{what} differ: rank(s) {different} do not agree with rank 0; make them equal on all ranks")

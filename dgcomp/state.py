@@ -1,0 +1,365 @@
+"""DGCState: what the hook keeps of a model between steps, and the life of one step.
+
+DDP hands over its gradients bucket by bucket. Dense stages start to travel at once, as without the hook. A sparse
+step waits for the last bucket and then handles all tensors together, for three reasons: a non-finite gradient
+anywhere must keep every rank from accumulating anything; clipping needs the norm over all tensors; and one packed
+message costs one latency where one for each bucket would cost many. What waits is a few kilobytes, so that there is
+next to nothing to hide behind the backward pass.
+"""
+
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dgcomp.config import DGCConfig
+from dgcomp.errors import raise_if_different, raise_together
+from dgcomp.memory import GradientMemory, ParameterSettings, check_parameters, flat_view
+from dgcomp.reduce import DensePart, Report, Step, finish_dense, reduce_sparse, ring_bytes, start_dense
+from dgcomp.replicas import check_replicas
+from dgcomp.schedule import density_at
+from dgcomp.telemetry import Counters
+
+STATE_VERSION = 1
+
+
+class DGCState:
+    """State of the compressor for one DDP model; `dgcomp.attach` makes one and registers the hook.
+
+    By hand: `state = DGCState(ddp_model, config)`, then `ddp_model.register_comm_hook(state, dgcomp.dgc_hook)`, with
+    an optimizer that has neither momentum nor weight decay of its own.
+
+    Parameters
+    ----------
+    model : DistributedDataParallel
+    config : DGCConfig, optional
+    settings : mapping from parameter name to ParameterSettings, optional
+        Momentum, Nesterov form and weight decay by parameter; by default the config's for all.
+    optimizer : torch.optim.Optimizer, optional
+        Lets the state skip an update whose gradients were not finite, tell several backward passes of one step from
+        several steps, and apply what flush() delivers.
+    grad_scaler : torch.amp.GradScaler, optional
+        The scaler that multiplies the loss; u and v stay in true units while its scale moves.
+
+    Raises
+    ------
+    ValueError
+        On every rank alike, if a parameter cannot be served or config or parameters differ between the ranks.
+    """
+
+    def __init__(
+        self,
+        model: DistributedDataParallel,
+        config: DGCConfig | None = None,
+        *,
+        settings: Mapping[str, ParameterSettings] | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        grad_scaler: Any = None,
+    ):
+        if not isinstance(model, DistributedDataParallel):
+            raise TypeError(f"model must be a DistributedDataParallel, got {type(model).__name__}; wrap it first")
+        self.config = config or DGCConfig()
+        self.group: dist.ProcessGroup | None = model.process_group
+        self.grad_scaler = grad_scaler
+        self.optimizer = optimizer
+        self.changes: list[str] = []
+        self.counters = Counters()
+
+        named = trainable_parameters(model)
+        check_parameters(named)
+        default = ParameterSettings(
+            self.config.momentum or 0.0, bool(self.config.nesterov), self.config.weight_decay or 0.0
+        )
+        self.memory = GradientMemory(named, settings or {name: default for name, _ in named})
+        self._names = {parameter: name for name, parameter in named}
+        self._may_skip = bool(model.find_unused_parameters or getattr(model, "static_graph", False))
+        self._is_bucket_view = bool(model.gradient_as_bucket_view)
+        self._step: Step | None = None
+        self._buffers: list[Tensor] = []
+        self._futures: list[torch.futures.Future[Tensor]] = []
+        self._gradients: dict[str, Tensor] = {}
+        self._dense_parts: list[DensePart] = []
+        self._earlier: dict[str, Tensor] = {}
+        self._has_delivered = False
+        self._is_same_update = False
+        self._skip_update = False
+        self._handles = [model.register_forward_pre_hook(self._before_forward)]
+        if optimizer is not None:
+            self._handles.append(optimizer.register_step_pre_hook(self._before_update))
+            self._handles.append(optimizer.register_step_post_hook(self._after_update))
+
+        raise_if_different(_digest(self.config.to_dict()), "the DGCConfigs", group=self.group, device=self._device)
+        raise_if_different(self.memory.layout_tag, "parameter names or shapes", group=self.group, device=self._device)
+        check_replicas(self.memory.slots, self.group)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that have been exchanged; drives the warm-up, and a skipped step does not count."""
+        return self.counters.steps
+
+    @property
+    def world_size(self) -> int:
+        """Ranks that exchange gradients."""
+        return dist.get_world_size(self.group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, as plain tensors and numbers. Collective: call it on every rank.
+
+        Every rank gets its own exact u and v, and the means over the ranks. Save one file for each rank to resume
+        exactly on as many ranks; any single one of the files resumes a run on another number of ranks, in which each
+        new rank starts from the means: these are what the algorithm conserves.
+        """
+        return {
+            "version": STATE_VERSION,
+            "world_size": self.world_size,
+            "rank": dist.get_rank(self.group),
+            "step": self.step,
+            "config": self.config.to_dict(),
+            "memory": self.memory.state_dict(self.group),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state_dict; collective: call it on every rank.
+
+        Exact if every rank brings its own state of a run on as many ranks; otherwise all start from the means, which
+        any one of the saved states holds. Raises ValueError on every rank alike if the state of any rank is of another
+        model, of another version, or no state at all.
+        """
+        complaint = self._complaint(state)
+        raise_together(complaint, group=self.group, device=self._device)
+        is_own = state["world_size"] == self.world_size and state["rank"] == dist.get_rank(self.group)
+        agreed = torch.tensor([is_own], dtype=torch.uint8, device=self._device)
+        dist.all_reduce(agreed, op=dist.ReduceOp.MIN, group=self.group)
+        self.memory.load_state_dict(state["memory"], exact=bool(agreed))
+        self.counters.steps = int(state["step"])
+
+    def flush(self) -> dict[str, Tensor]:
+        """Send everything that is still held back, densely, and clear it; collective.
+
+        Use it before evaluating, exporting or changing the method. With an attached optimizer the mean residual is
+        applied as one more update, without a new momentum step; in any case it is returned by parameter name.
+        """
+        undelivered = self.memory.take_residual(self.group)
+        if self.optimizer is not None:
+            self._apply(undelivered)
+        return undelivered
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since the start of the run (bytes of this rank) and figures of the last step.
+
+        `bytes_sent` is what this rank contributed to the exchanges, `bytes_dense` the size of the gradients that dense
+        DDP would have contributed: their quotient is the paper's compression ratio (section 3.1). `sparse_` counts
+        tensors of two or more dimensions alone, `leftover_` the rest. `network_bytes_sent` and `_received` include
+        what the collective passes on for others, `network_bytes_dense` what a dense ring all-reduce would have sent.
+        """
+        counters, memory = self.counters, self.memory
+        return {
+            "steps": counters.steps,
+            "nonfinite_steps": counters.nonfinite_steps,
+            "density": counters.last.get("density", self.config.density),
+            "bytes_sent": counters.bytes_sent,
+            "bytes_received": counters.network_bytes_received,
+            "bytes_dense": counters.bytes_dense,
+            "network_bytes_sent": counters.network_bytes_sent,
+            "network_bytes_dense": counters.network_bytes_dense,
+            "sparse_bytes_sent": counters.sparse_bytes_sent,
+            "sparse_bytes_dense": counters.sparse_bytes_dense,
+            "leftover_bytes_sent": counters.leftover_bytes_sent,
+            "messages": counters.messages,
+            "last_step": dict(counters.last),
+            "residual_norm": float(torch.linalg.vector_norm(memory.residual)),
+            "momentum_norm": 0.0 if memory.momentum is None else float(torch.linalg.vector_norm(memory.momentum)),
+            "milliseconds": {name: value / max(1, counters.steps) for name, value in counters.milliseconds.items()},
+        }
+
+    def close(self) -> None:
+        """Take the state's hooks off the model and the optimizer; a communication hook stays where it is."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def add_bucket(self, bucket: dist.GradBucket, future: torch.futures.Future[Tensor]) -> None:
+        """Take one bucket of the current backward pass; the last one completes the step and all futures."""
+        if self._step is None:
+            self._begin_step()
+        assert self._step is not None
+        buffer = bucket.buffer()
+        gradients = {
+            self._names[parameter]: flat_view(gradient)
+            for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True)
+        }
+        self._buffers.append(buffer)
+        self._futures.append(future)
+        self._gradients |= gradients
+        if self._step.is_dense:
+            self._dense_parts.append(start_dense(self.memory, gradients, buffer, self._step, self.group))
+        if bucket.is_last():
+            self._finish_step()
+
+    @property
+    def _device(self) -> torch.device:
+        return self.memory.residual.device
+
+    def _begin_step(self) -> None:
+        self._check_optimizer()
+        if self.config.check_every and self.step % self.config.check_every == 0:
+            check_replicas(self.memory.slots, self.group)
+        scaler = self.grad_scaler
+        self._step = Step(
+            number=self.step,
+            density=density_at(self.step, self.config),
+            exchange=self._exchange_at(self.step),
+            loss_scale=float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else 1.0,
+            is_additional=bool(self._earlier) and self._is_same_update,
+            may_skip_parameters=self._may_skip,
+        )
+
+    def _exchange_at(self, step: int) -> str:
+        is_warming_up = step < self.config.warmup_steps
+        if is_warming_up and self.config.warmup == "dense":
+            return "dense_bf16"
+        return self.config.exchange
+
+    def _finish_step(self) -> None:
+        step = self._step
+        assert step is not None
+        if step.is_dense:
+            report = finish_dense(self.memory, self._dense_parts, step, self.config, self.group)
+        else:
+            report = reduce_sparse(self.memory, self._gradients, step, self.config, self.group)
+        if report.is_finite:
+            self._add_earlier_passes()
+        else:
+            self._discard(step)
+        self._count(step, report)
+        for future, buffer in zip(self._futures, self._buffers, strict=True):
+            future.set_result(buffer)
+        self._step = None
+        self._has_delivered = self._is_same_update = True
+        self._buffers, self._futures, self._gradients, self._dense_parts = [], [], {}, []
+
+    def _discard(self, step: Step) -> None:
+        """Answer a non-finite step: the scaler must see it and skip; without one the update is left out."""
+        earlier, self._earlier = self._earlier, {}
+        is_scaled = self.grad_scaler is not None and self.grad_scaler.is_enabled()
+        for buffer in self._buffers:
+            buffer.fill_(float("inf") if is_scaled else 0.0)
+        if not earlier:
+            self._skip_update = not is_scaled
+        elif is_scaled:
+            # The scaler will drop what earlier passes of this step delivered: keep it for the next one.
+            for slot in self.memory.slots:
+                if slot.name in earlier:
+                    self.memory.residual_of(slot).add_(flat_view(earlier[slot.name]), alpha=1.0 / step.loss_scale)
+        else:
+            self._earlier = earlier
+            self._add_earlier_passes()
+
+    def _add_earlier_passes(self) -> None:
+        """Put the updates of earlier backward passes of this optimizer step back in front of this one's."""
+        for name, update in self._earlier.items():
+            self._gradients[name].add_(flat_view(update))
+        self._earlier = {}
+
+    def _count(self, step: Step, report: Report) -> None:
+        counters, memory = self.counters, self.memory
+        counters.messages += report.messages
+        counters.add_phases(report.milliseconds)
+        if not report.is_finite:
+            counters.nonfinite_steps += 1
+            return
+        counters.steps += not step.is_additional
+        dense = sum(buffer.numel() * buffer.element_size() for buffer in self._buffers)
+        sparse_dense = sum(slot.numel * slot.parameter.element_size() for slot in memory.sparse)
+        counters.bytes_dense += dense
+        counters.sparse_bytes_dense += sparse_dense
+        counters.sparse_bytes_sent += report.sparse_bytes_sent
+        counters.leftover_bytes_sent += report.leftover_bytes_sent
+        counters.bytes_sent += report.sparse_bytes_sent + report.leftover_bytes_sent
+        counters.network_bytes_sent += report.network_bytes_sent
+        counters.network_bytes_received += report.network_bytes_received
+        counters.network_bytes_dense += ring_bytes(dense, self.world_size)
+        counters.last = {
+            "density": report.sent_entries / max(1, memory.sparse_numel),
+            "bytes_sent": report.sparse_bytes_sent + report.leftover_bytes_sent,
+            "bytes_dense": dense,
+            "sparse_bytes_sent": report.sparse_bytes_sent,
+            "sparse_bytes_dense": sparse_dense,
+            "messages": report.messages,
+        }
+
+    def _check_optimizer(self) -> None:
+        """Refuse an optimizer that got momentum or weight decay back, which would then be applied twice."""
+        if self.optimizer is None or all(slot.settings == ParameterSettings() for slot in self.memory.slots):
+            return
+        for index, group in enumerate(self.optimizer.param_groups):
+            if any(parameter in self._names for parameter in group["params"]) and (
+                group.get("momentum") or group.get("weight_decay")
+            ):
+                raise RuntimeError(
+                    f"optimizer group {index} has momentum {group.get('momentum')} and weight decay "
+                    f"{group.get('weight_decay')} again, which the hook already applies; leave both at 0 after attach "
+                    "(a scheduler such as OneCycleLR needs cycle_momentum=False)"
+                )
+
+    def _before_forward(self, model: nn.Module, _inputs: Any) -> None:
+        """Set aside updates that are already in .grad, so that a further backward pass starts from local gradients.
+
+        Without this, a second synchronized backward before optimizer.step() would feed the first one's update, which
+        has been through the momentum, into the momentum again.
+        """
+        if not (self._has_delivered and self.optimizer and model.training and torch.is_grad_enabled()):
+            return
+        found = {name: p.grad for p, name in self._names.items() if p.grad is not None}
+        if found and any(bool(grad.count_nonzero()) for grad in found.values()):
+            for parameter, name in self._names.items():
+                if name in found:
+                    self._earlier[name] = found[name].clone() if self._is_bucket_view else found[name]
+                    parameter.grad = None
+        self._has_delivered = False
+
+    def _before_update(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        if self._skip_update:
+            for parameter in self._names:
+                parameter.grad = None
+        for parameter, name in self._names.items():
+            if name in self._earlier:  # a forward without a backward came between
+                parameter.grad = self._earlier[name] if parameter.grad is None else parameter.grad
+        self._earlier = {}
+
+    def _after_update(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        self._skip_update = False
+        self._is_same_update = False
+
+    def _apply(self, update: Mapping[str, Tensor]) -> None:
+        """Apply an update through the optimizer and leave the gradients as they were."""
+        assert self.optimizer is not None
+        before = {parameter: parameter.grad for parameter in self._names}
+        for parameter, name in self._names.items():
+            parameter.grad = update[name].to(parameter.dtype)
+        self.optimizer.step()
+        for parameter, grad in before.items():
+            parameter.grad = grad
+
+    def _complaint(self, state: Any) -> str | None:
+        """What is wrong with a state that is to be loaded, or None."""
+        if not isinstance(state, Mapping) or not {"version", "memory", "step", "rank", "world_size"} <= state.keys():
+            return "state must be what DGCState.state_dict() returned; load the file that holds it"
+        if state["version"] != STATE_VERSION:
+            return f"the state has version {state['version']}, this dgcomp reads version {STATE_VERSION}"
+        return self.memory.complaint(state["memory"])
+
+
+def trainable_parameters(model: DistributedDataParallel) -> list[tuple[str, nn.Parameter]]:
+    """Names (without DDP's prefix) and parameters that DDP puts into its buckets; tied ones appear once."""
+    ignored = set(getattr(model, "parameters_to_ignore", ()))
+    named: Iterable[tuple[str, nn.Parameter]] = model.module.named_parameters()
+    return [(name, parameter) for name, parameter in named if parameter.requires_grad and name not in ignored]
+
+
+def _digest(value: Any) -> int:
+    return zlib.crc32(repr(value).encode())
