@@ -1,10 +1,26 @@
 """What training would cost on published accelerators: cycles, seconds and joules, per layer and per step."""
 
-from dgcomp.hwmodel import eie, sparch, vsquant
+from dgcomp.hwmodel import eie, sparch, vsquant, winograd
 from dgcomp.hwmodel.cost import Cost
 from dgcomp.hwmodel.eie import EIE
+from dgcomp.hwmodel.network import Network
 from dgcomp.hwmodel.operation import Accelerator, Operation
 from dgcomp.hwmodel.sparch import OuterSPACE, SpArch
 from dgcomp.hwmodel.vsquant import VSQuantPE
+from dgcomp.hwmodel.winograd import WinogradEngine
 
-__all__ = ["EIE", "Accelerator", "Cost", "Operation", "OuterSPACE", "SpArch", "VSQuantPE", "eie", "sparch", "vsquant"]
+__all__ = [
+    "EIE",
+    "Accelerator",
+    "Cost",
+    "Network",
+    "Operation",
+    "OuterSPACE",
+    "SpArch",
+    "VSQuantPE",
+    "WinogradEngine",
+    "eie",
+    "sparch",
+    "vsquant",
+    "winograd",
+]
