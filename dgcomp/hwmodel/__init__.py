@@ -4,7 +4,9 @@ from dgcomp.hwmodel import eie, sparch, vsquant, winograd
 from dgcomp.hwmodel.cost import Cost
 from dgcomp.hwmodel.eie import EIE
 from dgcomp.hwmodel.network import Network
-from dgcomp.hwmodel.operation import Accelerator, Operation
+from dgcomp.hwmodel.operation import Accelerator, Operation, Precision
+from dgcomp.hwmodel.profile import Profile, profile
+from dgcomp.hwmodel.registry import parse_accelerator, parse_accelerators, register
 from dgcomp.hwmodel.sparch import OuterSPACE, SpArch
 from dgcomp.hwmodel.vsquant import VSQuantPE
 from dgcomp.hwmodel.winograd import WinogradEngine
@@ -16,10 +18,16 @@ __all__ = [
     "Network",
     "Operation",
     "OuterSPACE",
+    "Precision",
+    "Profile",
     "SpArch",
     "VSQuantPE",
     "WinogradEngine",
     "eie",
+    "parse_accelerator",
+    "parse_accelerators",
+    "profile",
+    "register",
     "sparch",
     "vsquant",
     "winograd",

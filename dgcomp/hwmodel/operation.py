@@ -50,17 +50,18 @@ class Operation:
     columns: int
     copies: int = 1
     a: Tensor | None = None
-    """[rows, inner]: the values of `a` (of one copy), or None where they were not captured."""
+    """[rows, inner]: where `a` (of one copy) is not zero, or None where that was not captured. The gradient of a
+    weight has a long inner dimension, of which `a` and `x` hold a sample."""
     x: Tensor | None = None
-    """[sampled columns, inner]: some columns of x, drawn at random."""
+    """[sampled columns, inner]: where some columns of x, drawn at random, are not zero."""
     a_is_weight: bool = False
     a_density: float = 1.0
     x_density: float = 1.0
     x_density_error: float = 0.0
     """Standard error of `x_density`, which is measured on a sample."""
     precision: Precision = Precision()
-    kernel: tuple[int, int] | None = None
-    """Kernel height and width of a convolution with stride 1, dilation 1 and one group; None otherwise."""
+    filters: Tensor | None = None
+    """[rows, channels, 3, 3]: weights of a 3x3 convolution with stride 1, dilation 1 and one group; None otherwise."""
     images: Tensor | None = None
     """[sampled images, channels, height, width]: inputs of such a convolution, padded."""
 

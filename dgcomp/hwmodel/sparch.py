@@ -64,6 +64,15 @@ class SpArchWork:
             results=self.results * factor,
         )
 
+    def deeper(self, factor: float) -> "SpArchWork":
+        """The work of `factor` times as long an inner dimension, with as many merges and results."""
+        return replace(
+            self,
+            a_elements=self.a_elements * factor,
+            b_elements=self.b_elements * factor,
+            multiplies=self.multiplies * factor,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SpArch:
@@ -205,14 +214,19 @@ class SpArch:
     def price(self, operation: Operation) -> Cost | None:
         """Cost of one operation as a sparse product, from the sampled columns of x; None without captured values.
 
-        A is read once, everything else grows with the columns.
+        A is read once, everything else grows with the columns. Where the inner dimension is a sample too (the gradient
+        of a weight), the factors grow with it but no further merges are assumed: a lower bound.
         """
         if operation.a is None or operation.x is None:
             return None
+        sampled, inner = operation.x.shape
         work = self.work(operation.a, operation.x.T)
-        sampled = operation.x.shape[0]
-        cost = self.cost(work.scaled(operation.columns / sampled)) * operation.copies
-        return replace(cost, notes=(*cost.notes, f"from {sampled} of {operation.columns} columns"))
+        work = work.deeper(operation.inner / inner).scaled(operation.columns / sampled)
+        cost = self.cost(work) * operation.copies
+        note = f"from {sampled} of {operation.columns} columns"
+        if inner < operation.inner:
+            note += f" and {inner} of {operation.inner} inner positions (merges: a lower bound)"
+        return replace(cost, notes=(*cost.notes, note))
 
 
 def design_points(order: MergeOrder = "balanced") -> dict[str, SpArch]:

@@ -159,12 +159,11 @@ class WinogradEngine:
 
         The gradient of the weight is no convolution of this shape: not priced.
         """
-        if operation.kernel != (3, 3) or operation.images is None or operation.a is None or not operation.a_is_weight:
+        if operation.filters is None or operation.images is None:
             return None
-        weight = operation.a.float().reshape(operation.rows, -1, 3, 3)
         activation = transform_images(operation.images)
         positions = (operation.images.shape[2] - 2) * (operation.images.shape[3] - 2) * operation.images.shape[0]
-        cost = self.run(transform_weights(weight), activation) * (operation.columns / positions)
+        cost = self.run(transform_weights(operation.filters.float()), activation) * (operation.columns / positions)
         note = (
             f"from {operation.images.shape[0]} of {operation.columns * operation.images.shape[0] // positions} images"
         )

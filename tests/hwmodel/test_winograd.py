@@ -75,18 +75,7 @@ def test_the_busiest_position_sets_the_time() -> None:
 def test_price_of_a_convolution() -> None:
     weight, images = torch.randn(4, 3, 3, 3), torch.randn(2, 3, 8, 8)
     padded = torch.nn.functional.pad(images, (1,) * 4)
-    operation = Operation(
-        "conv",
-        "conv",
-        "forward",
-        4,
-        27,
-        64 * 10,
-        a=weight.reshape(4, 27),
-        a_is_weight=True,
-        kernel=(3, 3),
-        images=padded,
-    )
+    operation = Operation("conv", "conv", "forward", 4, 27, 64 * 10, filters=weight, images=padded)
     cost = WinogradEngine().price(operation)
     assert cost is not None
     whole = WinogradEngine().run_convolution(weight, images)
