@@ -1,8 +1,8 @@
 """See every matrix product of a training step: a dispatch mode that is active for sampled steps only.
 
 Below autograd a TorchDispatchMode sees the operators that really run, forward and backward, after torch.autocast's
-casts and inside custom autograd functions, checkpoint recomputation and DDP. A function compiled by torch.compile runs
-eagerly while a mode is active, so sampled steps are not fused; the other steps do not know of the profiler at all.
+casts and inside custom autograd functions, checkpoint recomputation and DDP. What torch.compile has compiled would hide
+its operators, so it runs eagerly in sampled steps; the other steps do not know of the profiler at all.
 
 Which layer an operator belongs to is told by module hooks in the forward pass. In the backward pass the current
 autograd node is asked for the sequence number it got when the forward operator made it.
@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
@@ -26,7 +25,6 @@ __all__ = ["Capture"]
 
 # Operators with one of these in their name multiply matrices; without a handler they are reported as unknown.
 PRODUCT_NAMES = ("mm", "conv", "attention", "rnn", "lstm", "gru", "bilinear")
-GRADIENT_ONLY = ("_backward",)
 
 OUTSIDE = "(outside of modules)"
 
@@ -46,21 +44,30 @@ class Capture(TorchDispatchMode):
         self._storages = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         self._sampler = sampler
         self._stack: list[nn.Module] = []
-        self._forward: dict[int, tuple[str, Precision, set[int]]] = {}
+        self._forward: dict[int, tuple[str, Precision | None, set[int]]] = {}
         self._hooks: list[RemovableHandle] = []
+        self._stance: Any = None
 
     def __enter__(self) -> "Capture":
-        self._hooks = [
-            register_module_forward_pre_hook(self._enter_module),
-            register_module_forward_hook(self._leave_module, always_call=True),
-        ]
+        # Not the hooks for all modules at once: torch.compile warns of them whenever a compiled module is called.
+        for module in self._names:
+            self._hooks.append(module.register_forward_pre_hook(self._enter_module))
+            self._hooks.append(module.register_forward_hook(self._leave_module, always_call=True))
+        # A frame that dynamo first sees under a mode is skipped for good; told to stay eager, it forgets nothing. Where
+        # dynamo has not been imported nothing can be compiled, and importing it would take seconds.
+        if "torch._dynamo" in sys.modules:
+            self._stance = torch.compiler.set_stance("force_eager")
         super().__enter__()
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         super().__exit__(kind, error, trace)
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
         for hook in self._hooks:
             hook.remove()
+        self._hooks.clear()
         self._stack.clear()
 
     def _enter_module(self, module: nn.Module, args: Any) -> None:
@@ -93,7 +100,7 @@ class Capture(TorchDispatchMode):
         node = torch._C._current_autograd_node()
         if node is not None and not self._stack:
             found = self._forward.get(node._sequence_nr())
-            layer, precision, storages = found or (OUTSIDE, Precision(), set())
+            layer, precision, storages = found or (OUTSIDE, None, set())
             return Site(layer, "backward", precision, storages, set(), self._sampler)
         phase: Phase = "forward" if node is None else "recompute"
         module = self._stack[-1] if self._stack else None
@@ -104,11 +111,10 @@ class Capture(TorchDispatchMode):
         return Site(self._layer_name(), phase, _precision(module), self._storages, shapes, self._sampler)
 
     def _layer_name(self) -> str:
-        """Name of the innermost module that the profiled model knows."""
-        for module in reversed(self._stack):
-            if module in self._names:
-                return self._names[module] or type(module).__name__
-        return OUTSIDE
+        """Name of the innermost module that is running."""
+        if not self._stack:
+            return OUTSIDE
+        return self._names[self._stack[-1]] or type(self._stack[-1]).__name__
 
     def _remember(self, site: Site, args: tuple[Any, ...]) -> None:
         """Note which layer, and which weights, the backward of the operator just run belongs to."""
@@ -126,15 +132,15 @@ def _clean(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
 
 
-def _precision(module: nn.Module | None) -> Precision:
-    """Bits that quant.autocast gives the layer's operands; 32 outside of it.
+def _precision(module: nn.Module | None) -> Precision | None:
+    """Bits that quant.autocast gives the layer's operands; None outside of it.
 
     A context can only be active if its module has been imported, so the profiler need not import it.
     """
     quant = sys.modules.get("dgcomp.quant.autocast")
     recipe = quant.current_recipe(getattr(module, "weight", None)) if quant is not None else None
     if recipe is None:
-        return Precision()
+        return None
     return Precision(
         recipe.weights or 32, recipe.activations or 32, recipe.weight_scale_bits, recipe.activation_scale_bits
     )

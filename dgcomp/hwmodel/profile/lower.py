@@ -27,7 +27,8 @@ class Site:
     layer: str
     phase: Phase
     """"forward", "recompute" or, for all of the backward pass, "backward"."""
-    precision: Precision
+    precision: Precision | None
+    """What quant.autocast says; None: the operands' own types."""
     weight_storages: set[int]
     """Storages of parameters; in the backward pass those of the weight that the forward call used."""
     weight_shapes: set[tuple[int, ...]]
@@ -64,7 +65,7 @@ def _operation(site: Site, kind: Kind, phase: Phase, a: Tensor, x: Tensor, **fie
         "a_density": a_density,
         "x_density": x_density,
         "x_density_error": x_error,
-        "precision": site.precision,
+        "precision": site.precision or Precision(8 * a.element_size(), 8 * x.element_size()),
     }
     return Operation(site.layer, kind, phase, **{**known, **fields})
 
@@ -223,7 +224,7 @@ def _conv_weight_grad(
 
 
 def _shape_only(site: Site, kind: Kind, phase: Phase, rows: int, inner: int, columns: int, copies: int) -> Operation:
-    return Operation(site.layer, kind, phase, rows, inner, columns, copies, precision=site.precision)
+    return Operation(site.layer, kind, phase, rows, inner, columns, copies, precision=site.precision or Precision())
 
 
 def _attention(site: Site, args: Sequence[Any], out: Any) -> list[Operation]:

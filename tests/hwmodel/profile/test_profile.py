@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -52,26 +52,48 @@ def mask_weights(model: nn.Module, density: float) -> None:
                 parameter.mul_(torch.rand_like(parameter) < density)
 
 
-MODELS: dict[str, tuple[Any, tuple[int, ...]]] = {
-    "convolutions": (small_net, (4, 3, 8, 8)),
-    "attention": (Attention, (3, 7, 16)),
-    "multi-head": (lambda: nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True), (3, 7, 16)),
-    "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), (2, 4, 5, 5)),
-    "convolution 1d": (lambda: nn.Conv1d(4, 6, 3, dilation=2), (2, 4, 11)),
+# torch's counter counts no products of the fused attention on CPU: 2 forward, 5 backward (scores again, 4 gradients).
+FUSED_ATTENTION = 7
+MODELS: dict[str, tuple[Any, tuple[int, ...], int]] = {
+    "convolutions": (
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 5, stride=2)),
+        (4, 3, 8, 8),
+        0,
+    ),
+    "attention": (Attention, (3, 7, 16), FUSED_ATTENTION * 3 * 4 * 7 * 7 * 4),
+    "multi-head": (
+        lambda: nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True),
+        (3, 7, 16),
+        FUSED_ATTENTION * 3 * 2 * 7 * 7 * 8,
+    ),
+    "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, stride=2), (2, 4, 5, 5), 0),
+    "convolution 1d": (lambda: nn.Conv1d(4, 6, 3, dilation=2), (2, 4, 11), 0),
 }
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_multiplies_equal_torch_flop_counter(name: str) -> None:
-    build, shape = MODELS[name]
+    build, shape, not_counted = MODELS[name]
     model = build()
     x = torch.randn(shape, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
         model(x).sum().backward()
     with Capture(model, Sampler(elements=64, vectors=2)) as capture:
         model(x).sum().backward()
-    assert 2 * sum(operation.macs for operation in capture.operations) == counter.get_total_flops()
+    assert sum(operation.macs for operation in capture.operations) == counter.get_total_flops() / 2 + not_counted
     assert not capture.unknown
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_grouped_convolutions(transposed: bool) -> None:
+    """By hand: torch's counter counts the backward of groups too high."""
+    model = (nn.ConvTranspose2d if transposed else nn.Conv2d)(4, 6, 3, groups=2)
+    x = torch.randn(2, 4, 5, 5, requires_grad=True)
+    with Capture(model, Sampler(elements=64, vectors=2)) as capture:
+        model(x).sum().backward()
+    positions = 2 * 5 * 5 if transposed else 2 * 3 * 3
+    assert [operation.macs for operation in capture.operations] == [positions * 6 * 2 * 9] * 3
+    assert [operation.phase for operation in capture.operations] == ["forward", "input_grad", "weight_grad"]
 
 
 def test_layers_directions_and_densities() -> None:
@@ -142,22 +164,18 @@ def test_products_from_samples_are_right_on_average() -> None:
     assert pairs == pytest.approx(exact, rel=0.05)
 
 
-def train(steps: int, *, profiled: bool, compiled: bool = False, every: int = 2) -> tuple[list[torch.Tensor], Any]:
+def train(steps: int, *, profiled: bool) -> tuple[list[torch.Tensor], hwmodel.Profile]:
     torch.manual_seed(0)
     model = small_net()
-    run = torch.compile(model, backend="aot_eager") if compiled else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    prof = hwmodel.profile(model, ["eie", "vsquant:4/4/4/6"], every=every) if profiled else None
-    if prof is not None:
-        prof.__enter__()
-    for _ in range(steps):
-        run(torch.randn(4, 3, 8, 8)).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if prof is not None:
-            prof.step()
-    if prof is not None:
-        prof.__exit__(None, None, None)
+    prof = hwmodel.profile(model, ["eie", "vsquant:4/4/4/6"], every=2)
+    with prof if profiled else nullcontext():
+        for _ in range(steps):
+            model(torch.randn(4, 3, 8, 8)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if profiled:
+                prof.step()
     return [parameter.detach().clone() for parameter in model.parameters()], prof
 
 
@@ -168,36 +186,50 @@ def test_training_is_the_same_to_the_bit() -> None:
     assert [report.step for report in prof.reports] == [0, 2, 4]
 
 
+def num_hooks(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
 def test_unsampled_steps_and_the_outside_see_no_hooks() -> None:
     model = small_net()
     prof = hwmodel.profile(model, "eie", every=3)
-    assert not _global_forward_pre_hooks
+    assert num_hooks(model) == 0
     with prof:
-        assert len(_global_forward_pre_hooks) == len(_global_forward_hooks) == 1
+        assert num_hooks(model) == 2 * len(list(model.modules()))
         model(torch.randn(1, 3, 8, 8))
         prof.step()
-        assert not _global_forward_pre_hooks
-        assert not _global_forward_hooks
+        assert num_hooks(model) == 0
         assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
     with pytest.raises(KeyError), prof:
         raise KeyError
-    assert not _global_forward_hooks
+    assert num_hooks(model) == 0
     assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
 
 
-def test_compiled_models_are_seen_and_not_compiled_again() -> None:
+def test_compiled_models_are_seen_and_stay_compiled() -> None:
+    """Sampled steps run eagerly, all others compiled, from one compilation."""
+    runs: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        runs.append("compile")
+
+        def run(*args: torch.Tensor) -> Any:
+            runs.append("run")
+            return graph(*args)
+
+        return run
+
     torch._dynamo.reset()
-    counters = torch._dynamo.utils.counters
-    counters.clear()
-    plain, _ = train(4, profiled=False, compiled=True)
-    compiled = counters["stats"]["unique_graphs"]
-    torch._dynamo.reset()
-    counters.clear()
-    profiled, prof = train(4, profiled=True, compiled=True)
-    assert counters["stats"]["unique_graphs"] == compiled
-    for a, b in zip(plain, profiled, strict=True):
-        torch.testing.assert_close(a, b)
-    assert {row.layer for row in prof.last.operations} == {"0", "2", "5"}
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    compiled = torch.compile(model, backend=backend)
+    with hwmodel.profile(model, "eie", every=3) as prof:
+        for step in range(7):
+            compiled(torch.randn(2, 4)).sum().backward()
+            report = prof.step()
+            assert (report is not None) == (step % 3 == 0)
+            assert runs.count("run") == step - step // 3
+    assert runs.count("compile") == 1
+    assert {row.layer for row in prof.last.operations} == {"0", "2"}
 
 
 def test_autocast_is_seen_in_the_operands() -> None:
