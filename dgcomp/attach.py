@@ -131,7 +131,7 @@ def _settings(
     model: DistributedDataParallel, optimizer: torch.optim.Optimizer, config: DGCConfig
 ) -> dict[str, ParameterSettings]:
     """Momentum, Nesterov form and weight decay by parameter name; the config's where the optimizer has none."""
-    by_parameter = {}
+    by_parameter: dict[nn.Parameter, ParameterSettings] = {}
     for group in optimizer.param_groups:
         setting = ParameterSettings(
             momentum=float(group["momentum"] or config.momentum or 0.0),

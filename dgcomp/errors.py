@@ -6,7 +6,7 @@ import torch.distributed as dist
 MESSAGE_BYTES = 1024
 
 
-def raise_together(message: str | None, *, group: dist.ProcessGroup, device: torch.device) -> None:
+def raise_together(message: str | None, *, group: dist.ProcessGroup | None, device: torch.device) -> None:
     """Raise ValueError on all ranks of `group` if any rank brings a message; collective.
 
     A rank without a complaint passes None. The error names the first rank that had one.
@@ -23,7 +23,7 @@ def raise_together(message: str | None, *, group: dist.ProcessGroup, device: tor
             raise ValueError(text if text == message else f"{text} (found on rank {rank})")
 
 
-def raise_if_different(digest: int, what: str, *, group: dist.ProcessGroup, device: torch.device) -> None:
+def raise_if_different(digest: int, what: str, *, group: dist.ProcessGroup | None, device: torch.device) -> None:
     """Raise ValueError on all ranks if `digest` (a signed 64-bit integer) is not the same on all; collective."""
     own = torch.tensor([digest], dtype=torch.int64, device=device)
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]

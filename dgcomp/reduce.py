@@ -13,6 +13,7 @@ Gradients are local means over the rank's own batch, as DDP delivers them: what 
 1/N inside is the mean here.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from dgcomp import kernels
 from dgcomp.config import DGCConfig
-from dgcomp.exchange import Exchanged, all_reduce_sparse
+from dgcomp.exchange import Exchanged, NodeGroups, Regions, all_reduce_sparse
 from dgcomp.memory import GradientMemory, Slot
 from dgcomp.select import next_threshold, select_fixed
 from dgcomp.telemetry import Stopwatch
@@ -47,6 +48,10 @@ class Step:
     loss_scale: float = 1.0
     is_additional: bool = False
     """A second synchronized backward of the same optimizer step: adds to the momentum without decaying it again."""
+    regions: Regions | None = None
+    """Which owner sums what; kept between the steps of an "owner" exchange."""
+    nodes: NodeGroups | None = None
+    """Groups of a two-level exchange, whose gradients come averaged over the ranks of each node."""
     may_skip_parameters: bool = False
     """Parameters may be unused on all ranks; those keep their momentum untouched, as their optimizer would."""
 
@@ -87,14 +92,14 @@ def reduce_sparse(
     A non-finite gradient on any rank leaves memory and gradients as they are and is reported.
     """
     watch = Stopwatch()
-    world_size = dist.get_world_size(group)
+    num_senders = step.nodes.num_nodes if step.nodes else dist.get_world_size(group)
     is_finite, used = _agree(memory, gradients, step, group)
     report = Report(is_finite=is_finite, messages=1, milliseconds=watch.milliseconds)
     watch.lap("agree")
     if not is_finite:
         return report
 
-    scale = _local_clip_factor(gradients, step.loss_scale, config.clip_norm, world_size) / step.loss_scale
+    scale = _local_clip_factor(gradients, step.loss_scale, config.clip_norm, num_senders) / step.loss_scale
     _enter_sparse(memory, gradients, step.loss_scale)
     positions, masked = _accumulate_and_select(memory, gradients, step, config, scale, used)
     values = memory.residual[positions]
@@ -108,11 +113,13 @@ def reduce_sparse(
         max(1, memory.sparse_numel),
         group=group,
         codec=config.codec,
-        algorithm=step.exchange,
+        algorithm="two_level" if step.nodes else step.exchange,
         dense=leftovers,
         dense_codec=config.leftover_codec,
         count=count,
         tag=memory.layout_tag,
+        regions=step.regions,
+        nodes=step.nodes,
     )
     watch.lap("exchange")
 
@@ -121,8 +128,8 @@ def reduce_sparse(
         memory.momentum[masked] = 0.0
     memory.residual[result.returned_positions] += result.returned_values
     memory.replicated = False
-    _deliver_entries(memory, gradients, result, step.loss_scale / world_size)
-    _deliver_leftovers(memory, gradients, result, step, world_size, used)
+    _deliver_entries(memory, gradients, result, step.loss_scale / num_senders)
+    _deliver_leftovers(memory, gradients, result, step, num_senders, used)
     watch.lap("apply")
 
     report.sent_entries = positions.numel()
@@ -150,7 +157,7 @@ def _agree(
 
 
 def _local_clip_factor(
-    gradients: Mapping[str, Tensor], loss_scale: float, clip_norm: float | None, world_size: int
+    gradients: Mapping[str, Tensor], loss_scale: float, clip_norm: float | None, num_senders: int
 ) -> float:
     """Factor that clips the local gradient, all tensors together, before it is accumulated (paper, section 3.2).
 
@@ -162,7 +169,7 @@ def _local_clip_factor(
         return 1.0
     norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients.values() if g.numel()]
     norm = float(torch.linalg.vector_norm(torch.stack(norms))) / loss_scale
-    return min(1.0, clip_norm * world_size**0.5 / (norm + CLIP_EPSILON))
+    return min(1.0, clip_norm * math.sqrt(num_senders) / (norm + CLIP_EPSILON))
 
 
 def _enter_sparse(memory: GradientMemory, gradients: Mapping[str, Tensor], loss_scale: float) -> None:
@@ -260,7 +267,7 @@ def _deliver_leftovers(
     gradients: Mapping[str, Tensor],
     result: Exchanged,
     step: Step,
-    world_size: int,
+    num_senders: int,
     used: list[bool],
 ) -> None:
     """Turn the mean leftover gradients into updates and keep what the wire rounded off."""
@@ -274,7 +281,7 @@ def _deliver_leftovers(
             gradient.zero_()
             continue
         gradient.copy_(slot.view(result.dense))
-        _apply_momentum(memory, slot, gradient, step, gradient_scale=1.0 / world_size)
+        _apply_momentum(memory, slot, gradient, step, gradient_scale=1.0 / num_senders)
 
 
 def ring_bytes(num_bytes: int, world_size: int) -> int:

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dgcomp.config import DGCConfig
 from dgcomp.errors import raise_if_different, raise_together
+from dgcomp.exchange import NodeGroups, Regions, node_groups
 from dgcomp.memory import GradientMemory, ParameterSettings, check_parameters, flat_view
 from dgcomp.reduce import DensePart, Report, Step, finish_dense, reduce_sparse, ring_bytes, start_dense
 from dgcomp.replicas import check_replicas
@@ -25,6 +26,7 @@ from dgcomp.schedule import density_at
 from dgcomp.telemetry import Counters
 
 STATE_VERSION = 1
+STATE_KEYS = {"version", "memory", "step", "rank", "world_size", "regions"}
 
 
 class DGCState:
@@ -75,7 +77,7 @@ class DGCState:
             self.config.momentum or 0.0, bool(self.config.nesterov), self.config.weight_decay or 0.0
         )
         self.memory = GradientMemory(named, settings or {name: default for name, _ in named})
-        self._names = {parameter: name for name, parameter in named}
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in named}
         self._may_skip = bool(model.find_unused_parameters or getattr(model, "static_graph", False))
         self._is_bucket_view = bool(model.gradient_as_bucket_view)
         self._step: Step | None = None
@@ -83,6 +85,9 @@ class DGCState:
         self._futures: list[torch.futures.Future[Tensor]] = []
         self._gradients: dict[str, Tensor] = {}
         self._dense_parts: list[DensePart] = []
+        self._node_sums: list[Any] = []
+        self._regions = Regions()
+        self._nodes = self._make_nodes()
         self._earlier: dict[str, Tensor] = {}
         self._has_delivered = False
         self._is_same_update = False
@@ -119,6 +124,7 @@ class DGCState:
             "rank": dist.get_rank(self.group),
             "step": self.step,
             "config": self.config.to_dict(),
+            "regions": self._regions.state_dict(),
             "memory": self.memory.state_dict(self.group),
         }
 
@@ -135,6 +141,7 @@ class DGCState:
         agreed = torch.tensor([is_own], dtype=torch.uint8, device=self._device)
         dist.all_reduce(agreed, op=dist.ReduceOp.MIN, group=self.group)
         self.memory.load_state_dict(state["memory"], exact=bool(agreed))
+        self._regions.load_state_dict(state["regions"])
         self.counters.steps = int(state["step"])
 
     def flush(self) -> dict[str, Tensor]:
@@ -197,12 +204,22 @@ class DGCState:
         self._gradients |= gradients
         if self._step.is_dense:
             self._dense_parts.append(start_dense(self.memory, gradients, buffer, self._step, self.group))
+        elif self._nodes:
+            self._node_sums.append(dist.all_reduce(buffer, group=self._nodes.intra, async_op=True))
         if bucket.is_last():
             self._finish_step()
 
     @property
     def _device(self) -> torch.device:
         return self.memory.residual.device
+
+    def _make_nodes(self) -> NodeGroups | None:
+        ranks_per_node = self.config.ranks_per_node
+        if ranks_per_node == 1:
+            return None
+        if self.world_size != dist.get_world_size():
+            raise ValueError(f"ranks_per_node={ranks_per_node} needs a model on the default process group")
+        return node_groups(ranks_per_node)
 
     def _begin_step(self) -> None:
         self._check_optimizer()
@@ -215,6 +232,8 @@ class DGCState:
             exchange=self._exchange_at(self.step),
             loss_scale=float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else 1.0,
             is_additional=bool(self._earlier) and self._is_same_update,
+            regions=self._regions,
+            nodes=self._nodes,
             may_skip_parameters=self._may_skip,
         )
 
@@ -230,6 +249,9 @@ class DGCState:
         if step.is_dense:
             report = finish_dense(self.memory, self._dense_parts, step, self.config, self.group)
         else:
+            for work, buffer in zip(self._node_sums, self._buffers, strict=False):
+                work.wait()
+                buffer.div_(self.config.ranks_per_node)
             report = reduce_sparse(self.memory, self._gradients, step, self.config, self.group)
         if report.is_finite:
             self._add_earlier_passes()
@@ -240,7 +262,8 @@ class DGCState:
             future.set_result(buffer)
         self._step = None
         self._has_delivered = self._is_same_update = True
-        self._buffers, self._futures, self._gradients, self._dense_parts = [], [], {}, []
+        self._buffers, self._futures, self._gradients = [], [], {}
+        self._dense_parts, self._node_sums = [], []
 
     def _discard(self, step: Step) -> None:
         """Answer a non-finite step: the scaler must see it and skip; without one the update is left out."""
@@ -347,7 +370,7 @@ class DGCState:
 
     def _complaint(self, state: Any) -> str | None:
         """What is wrong with a state that is to be loaded, or None."""
-        if not isinstance(state, Mapping) or not {"version", "memory", "step", "rank", "world_size"} <= state.keys():
+        if not isinstance(state, Mapping) or not state.keys() >= STATE_KEYS:
             return "state must be what DGCState.state_dict() returned; load the file that holds it"
         if state["version"] != STATE_VERSION:
             return f"the state has version {state['version']}, this dgcomp reads version {STATE_VERSION}"

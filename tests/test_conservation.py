@@ -52,8 +52,10 @@ def _check_step(memory: GradientMemory, gradients: dict[str, Tensor], step: Step
         applied = gradients[slot.name].double()
         expected = _mean(before[slot.name]) + _mean(updates[slot.name])
         found = applied + _mean(memory.residual_of(slot))
-        magnitude = max(float(tensor.abs().max()) for tensor in (expected, applied, before[slot.name]))
-        assert torch.allclose(found, expected, rtol=0, atol=16 * EPSILON * magnitude), slot.name
+        # A few fp32 roundings of numbers as large as the largest residual of any rank, for each of the ranks.
+        magnitude = torch.cat([before[slot.name], updates[slot.name], torch.zeros(1)]).abs().max()
+        dist.all_reduce(magnitude, op=dist.ReduceOp.MAX)
+        assert torch.allclose(found, expected, rtol=0, atol=16 * EPSILON * float(magnitude)), slot.name
 
 
 # Every rank draws the same examples: derandomize makes hypothesis a deterministic generator.
@@ -82,11 +84,15 @@ def _sparse_steps(shapes, density, momentum, nesterov, weight_decay, masking, co
 
 def _leftovers_and_stages(rank: int) -> None:
     """Through sparse, bf16 and fp32 stages in any order, all that was ever produced is applied or still held."""
+    exact = ["all_gather"] * 3 + ["dense"] * 2 + ["owner"] * 3 + ["dense", "all_gather", "dense"]
     for momentum in (0.0, 0.9):
-        _stages(rank, momentum)
+        _stages(rank, momentum, exact, tolerance=1e-5)
+    # bf16 sums are rounded at each addition, which no rank can take back; own gradients lose nothing.
+    rounded = ["all_gather"] * 2 + ["dense_bf16"] * 3 + ["all_gather"] * 2 + ["dense_bf16"] * 2 + ["dense"]
+    _stages(rank, 0.0, rounded, tolerance=5 * 3 * 2.0**-9 * 4)
 
 
-def _stages(rank: int, momentum: float) -> None:
+def _stages(rank: int, momentum: float, stages: list[str], *, tolerance: float) -> None:
     named = [("w", nn.Parameter(torch.zeros(30, 10))), ("b", nn.Parameter(torch.zeros(30)))]
     setting = ParameterSettings(momentum=momentum)
     memory = GradientMemory(named, {name: setting for name, _ in named})
@@ -94,8 +100,7 @@ def _stages(rank: int, momentum: float) -> None:
     generator = torch.Generator().manual_seed(rank)
     reference = {name: torch.zeros(p.numel(), dtype=torch.float64) for name, p in named}
     produced, applied = ({name: torch.zeros(p.numel(), dtype=torch.float64) for name, p in named} for _ in range(2))
-    stages = ["all_gather"] * 3 + ["dense_bf16"] * 3 + ["all_gather"] * 3 + ["dense"] * 2 + ["dense_bf16", "dense"]
-    for number, exchange in enumerate([*stages, "all_gather", "dense"]):
+    for number, exchange in enumerate(stages):
         gradients = _gradients(memory, 1.0, generator)
         for name, gradient in gradients.items():
             reference[name] = momentum * reference[name] + _mean(gradient)
@@ -110,13 +115,12 @@ def _stages(rank: int, momentum: float) -> None:
             reduce_sparse(memory, gradients, step, config, None)
         for name, gradient in gradients.items():
             applied[name] += gradient.double()
-    # The last step was dense and exact: sparse v is empty, and rounding errors have gone out with later gradients.
-    # An error of bf16 that goes out one step late has its momentum still to come, as has every gradient.
     for slot in memory.slots:
-        held = _mean(memory.residual_of(slot))
-        assert held.abs().max() == 0.0
-        gap = (produced[slot.name] - applied[slot.name]).abs().max()
-        assert gap < (1e-5 if momentum == 0.0 else 0.2), (slot.name, float(gap))
+        assert not memory.residual_of(slot).any(), "the last step is dense and exact: nothing is left"
+        # int8 leftovers go out a step late, and their momentum comes a step late with them.
+        allowed = tolerance if slot.name == "w" or momentum == 0.0 else 0.1
+        gap = float((produced[slot.name] - applied[slot.name]).abs().max())
+        assert gap < allowed, (slot.name, stages, gap)
 
 
 def _flush(rank: int) -> None:

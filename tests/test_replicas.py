@@ -38,3 +38,23 @@ def _drift(rank: int) -> None:
 
 def test_drift_is_named_on_every_rank() -> None:
     run_ranks(_drift, 3)
+
+
+def _two_nodes(rank: int) -> None:
+    """Two nodes of two ranks: gradients are averaged inside a node, whose ranks then hold the same residual."""
+    model = ddp(SmallNet(width=64))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    state = dgcomp.attach(model, optimizer, dgcomp.DGCConfig(density=0.01, ranks_per_node=2))
+    train(model, optimizer, 60)
+    assert same_on_all_ranks(values(model))
+    residuals = [torch.empty_like(state.memory.residual) for _ in range(4)]
+    torch.distributed.all_gather(residuals, state.memory.residual)
+    assert torch.equal(residuals[0], residuals[1])
+    assert torch.equal(residuals[2], residuals[3])
+    assert not torch.equal(residuals[0], residuals[2])
+    with pytest.raises(ValueError, match="ranks_per_node must divide the 4 ranks, got 3"):
+        dgcomp.DGCState(ddp(SmallNet()), dgcomp.DGCConfig(ranks_per_node=3))
+
+
+def test_two_level_exchange() -> None:
+    run_ranks(_two_nodes, 4)

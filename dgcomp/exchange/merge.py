@@ -24,7 +24,7 @@ def merge(positions: Sequence[Tensor], values: Sequence[Tensor], numel: int) -> 
     starts = np.cumsum([0, *(len(part) for part in positions)], dtype=np.int64)
     where, sums = np.empty(starts[-1], np.int64), np.empty(starts[-1], np.float32)
     count = _merge(torch.cat(list(positions)).numpy(), torch.cat(list(values)).numpy(), starts, where, sums)
-    return torch.from_numpy(where[:count].copy()), torch.from_numpy(sums[:count].copy())
+    return torch.from_numpy(where[:count]), torch.from_numpy(sums[:count])
 
 
 @njit(cache=True, nogil=True)
@@ -39,7 +39,8 @@ def _merge(
     num_ranks = starts.size - 1
     at = starts[:-1].copy()
     window = np.empty(_WINDOW, np.float32)
-    taken = np.zeros(_WINDOW >> 6, np.uint64)
+    taken = np.zeros(_WINDOW >> 6, np.uint64)  # one bit per element of the window
+    busy = np.zeros(_WINDOW >> 12, np.uint64)  # one bit per word of `taken` that is not zero
     one = np.uint64(1)
     found = 0
     while True:
@@ -59,15 +60,21 @@ def _merge(
                     window[offset] += values[i]
                 else:
                     taken[offset >> 6] |= bit
+                    busy[offset >> 12] |= one << np.uint64((offset >> 6) & 63)
                     window[offset] = values[i]
                 i += 1
             at[rank] = i
-        for word in range(taken.size):
-            current = taken[word]
-            taken[word] = np.uint64(0)
-            while current != np.uint64(0):
-                offset = np.int64(word) * 64 + lowest_bit(current)
-                current &= current - one
-                where[found] = base + offset
-                sums[found] = window[offset]
-                found += 1
+        for part in range(busy.size):
+            words = busy[part]
+            busy[part] = np.uint64(0)
+            while words != np.uint64(0):
+                word = np.int64(part) * 64 + lowest_bit(words)
+                words &= words - one
+                current = taken[word]
+                taken[word] = np.uint64(0)
+                while current != np.uint64(0):
+                    offset = word * 64 + lowest_bit(current)
+                    current &= current - one
+                    where[found] = base + offset
+                    sums[found] = window[offset]
+                    found += 1

@@ -1,6 +1,8 @@
 """Which owner sums which part of the vector: contiguous regions that hold equally many of the selected positions."""
 
+from collections.abc import Mapping
 from math import isqrt
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +30,15 @@ class Regions:
         self.every = every
         self._age = 0
         self._boundaries = np.empty(0, np.int64)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Age and boundaries, so that a resumed run re-balances when the uninterrupted one would have."""
+        return {"age": self._age, "boundaries": self._boundaries.tolist()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state_dict; boundaries of another number of ranks are replaced at the next exchange."""
+        self._age = int(state["age"])
+        self._boundaries = np.array(state["boundaries"], np.int64)
 
     def update(self, positions: I64, numel: int, group: dist.ProcessGroup | None) -> tuple[I64, int]:
         """Boundaries (ranks + 1,) from 0 to numel for this exchange, and the number of collectives it took."""

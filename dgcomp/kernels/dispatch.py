@@ -194,18 +194,16 @@ def _update(
 
 def _engine(name: str | None, tensor: Tensor) -> ModuleType:
     if name is None:
-        name = _default_engine(tensor.device.type)
+        name = "numba" if tensor.is_cpu else _device_engine(tensor.device.type)
     elif name not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
-    elif name == "numba" and tensor.device.type != "cpu":
+    elif name == "numba" and not tensor.is_cpu:
         raise ValueError(f"engine 'numba' needs tensors on the CPU, got one on {tensor.device}; leave engine unset")
     return _load(name)
 
 
 @functools.cache
-def _default_engine(device_type: str) -> str:
-    if device_type == "cpu":
-        return "numba"
+def _device_engine(device_type: str) -> str:
     return "triton" if device_type == "cuda" and importlib.util.find_spec("triton") else "torch"
 
 
@@ -229,21 +227,27 @@ def _checked_threshold(threshold: float) -> float:
 def _check_gradient(gradient: Tensor) -> None:
     if gradient.dtype not in GRADIENT_DTYPES:
         raise TypeError(f"gradient must be float32, bfloat16 or float16, got {gradient.dtype}")
-    if not gradient.is_contiguous():
+    if gradient.dim() != 1 or not gradient.is_contiguous():
         raise ValueError(
-            f"gradient must be contiguous, got shape {tuple(gradient.shape)}, strides {gradient.stride()}; "
-            "pass the flat tensor in memory order"
+            f"gradient must be flat and contiguous, got shape {tuple(gradient.shape)}, strides {gradient.stride()}; "
+            "pass a flat view in memory order"
+        )
+
+
+def _check_like(name: str, tensor: Tensor, gradient: Tensor) -> None:
+    if tensor.shape != gradient.shape or not tensor.is_contiguous() or tensor.device != gradient.device:
+        raise ValueError(
+            f"{name} must be flat and contiguous, with shape {tuple(gradient.shape)} on {gradient.device}, "
+            f"got shape {tuple(tensor.shape)}, strides {tensor.stride()} on {tensor.device}"
         )
 
 
 def _check_state(name: str, state: Tensor, gradient: Tensor) -> None:
     if state.dtype != torch.float32:
         raise TypeError(f"{name} must be float32 whatever the gradient's dtype, got {state.dtype}")
-    if state.numel() != gradient.numel() or not state.is_contiguous() or state.device != gradient.device:
-        raise ValueError(
-            f"{name} must be contiguous, with {gradient.numel()} elements on {gradient.device}, "
-            f"got shape {tuple(state.shape)}, strides {state.stride()} on {state.device}"
-        )
+    if state.dim() != 1:
+        raise ValueError(f"{name} must be flat, got shape {tuple(state.shape)}; pass a flat view in memory order")
+    _check_like(name, state, gradient)
 
 
 def _checked_parameter(parameter: Tensor | None, gradient: Tensor) -> Tensor:
@@ -251,9 +255,5 @@ def _checked_parameter(parameter: Tensor | None, gradient: Tensor) -> Tensor:
         raise ValueError("parameter must be given when weight_decay is not 0, got None")
     if parameter.dtype not in (torch.float32, gradient.dtype):
         raise TypeError(f"parameter must be float32 or the gradient's {gradient.dtype}, got {parameter.dtype}")
-    if parameter.numel() != gradient.numel() or not parameter.is_contiguous() or parameter.device != gradient.device:
-        raise ValueError(
-            f"parameter must be contiguous, with {gradient.numel()} elements on {gradient.device}, "
-            f"got shape {tuple(parameter.shape)}, strides {parameter.stride()} on {parameter.device}"
-        )
+    _check_like("parameter", parameter, gradient)
     return parameter.detach()

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ def accumulate_select(
     weight_decay: float,
     threshold: float,
 ) -> Tensor:
-    buffer, positions = _position_buffer(residual)
+    buffer = np.empty(residual.numel(), np.int64)
     g, v = _array(gradient), _array(residual)
     u = None if momentum is None else _array(momentum)
     w = None if parameter is None else _array(parameter)
@@ -31,26 +32,26 @@ def accumulate_select(
 
     def work(first: int, last: int) -> int:
         count: int = loops.accumulate_select(
-            g, w, u, v, number, first, last, gradient_scale, momentum_factor, weight_decay, threshold, positions
+            g, w, u, v, number, first, last, gradient_scale, momentum_factor, weight_decay, threshold, buffer
         )
         return count
 
     parts = split(residual.numel())
-    return _filled(buffer, parts, run(work, parts))
+    return _joined(buffer, parts, run(work, parts))
 
 
 def find_at_least(residual: Tensor, threshold: float) -> Tensor:
-    buffer, positions = _position_buffer(residual)
+    buffer = np.empty(residual.numel(), np.int64)
     v = _array(residual)
     parts = split(residual.numel())
-    counts = run(lambda first, last: loops.find_at_least(v, first, last, threshold, positions), parts)
-    return _filled(buffer, parts, counts)
+    counts = run(lambda first, last: loops.find_at_least(v, first, last, threshold, buffer), parts)
+    return _joined(buffer, parts, counts)
 
 
 def keep_largest(residual: Tensor, positions: Tensor, k: int) -> Tensor:
-    kept = torch.empty_like(positions)
-    count = loops.keep_largest(_array(residual), positions.numpy(), k, kept.numpy())
-    return kept[: _in_range(count, residual)]
+    kept = np.empty(positions.numel(), np.int64)
+    count = loops.keep_largest(_array(residual), positions.numpy(), k, kept)
+    return torch.from_numpy(kept[: _in_range(count, residual)])
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -71,26 +72,21 @@ def scatter_add(output: Tensor, positions: Tensor, values: Tensor, scale: float)
 
 
 def _array(tensor: Tensor) -> Any:
-    """A flat NumPy view; numba has no 16-bit floats, so bfloat16 comes as uint16 bits and float16 as int16 bits."""
-    tensor = tensor.detach().view(-1)
-    if tensor.dtype == torch.bfloat16:
-        tensor = tensor.view(torch.uint16)
-    elif tensor.dtype == torch.float16:
-        tensor = tensor.view(torch.int16)
-    return tensor.numpy()
+    """A NumPy view; numba has no 16-bit floats, so bfloat16 comes as uint16 bits and float16 as int16 bits."""
+    if tensor.dtype == torch.float32:
+        return tensor.numpy()
+    return tensor.view(torch.uint16 if tensor.dtype == torch.bfloat16 else torch.int16).numpy()
 
 
-def _position_buffer(residual: Tensor) -> tuple[Tensor, Any]:
-    """Room for every position. Only the pages that are written become real memory, so large is not slow."""
-    buffer = torch.empty(residual.numel(), dtype=torch.int64)
-    return buffer, buffer.numpy()
+def _joined(buffer: Any, parts: list[tuple[int, int]], counts: list[int]) -> Tensor:
+    """What the parts wrote: each filled the buffer from its own first element on, so they never meet.
 
-
-def _filled(buffer: Tensor, parts: list[tuple[int, int]], counts: list[int]) -> Tensor:
-    """Join what the parts wrote: each filled the buffer from its own first element on, so they never meet."""
+    The buffer has room for every position. Only the pages that were written became real memory, so it costs little.
+    """
     if len(parts) == 1:
-        return buffer[: counts[0]].clone()
-    return torch.cat([buffer[first : first + count] for (first, _), count in zip(parts, counts, strict=True)])
+        return torch.from_numpy(buffer[: counts[0]])
+    pieces = [buffer[first : first + count] for (first, _), count in zip(parts, counts, strict=True)]
+    return torch.from_numpy(np.concatenate(pieces))
 
 
 def _in_range(count: int, tensor: Tensor) -> int:

@@ -17,7 +17,7 @@ BLOCK = 128
 
 _FEEDBACK, _MOMENTUM, _NESTEROV = int(Rule.FEEDBACK), int(Rule.MOMENTUM), int(Rule.NESTEROV)
 _ADDITIONAL_MOMENTUM = int(Rule.ADDITIONAL_MOMENTUM)
-_RADIX_BITS = 11
+_RADIX_BITS = 8
 _NUM_BINS = 1 << _RADIX_BITS
 
 
@@ -212,11 +212,11 @@ def _all_inside(positions: Any, size: int) -> bool:
 
 @njit(nogil=True)
 def _kth_largest(magnitudes: Any, k: int) -> int:
-    """The k-th largest of non-negative int32 (the smallest if there are fewer), by 11-bit digits from the top."""
+    """The k-th largest of non-negative int32 (the smallest if there are fewer), by 8-bit digits from the top."""
     remaining = min(k, magnitudes.size)
     histogram = np.empty(_NUM_BINS, np.int64)
     prefix = 0
-    for shift in (2 * _RADIX_BITS, _RADIX_BITS, 0):
+    for shift in (24, 16, 8, 0):
         histogram[:] = 0
         for magnitude in magnitudes:
             if magnitude >> (shift + _RADIX_BITS) == prefix:

@@ -49,7 +49,7 @@ def _accumulate(rule: Rule, g: Tensor, momentum: Tensor | None, residual: Tensor
 
 def find_at_least(residual: Tensor, threshold: float) -> Tensor:
     # "not below" instead of "at least", so that NaN is found as well
-    return (residual.abs() < threshold).logical_not_().flatten().nonzero().flatten()
+    return (residual.abs() < threshold).logical_not_().nonzero().flatten()
 
 
 def keep_largest(residual: Tensor, positions: Tensor, k: int) -> Tensor:

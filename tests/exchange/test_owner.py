@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dgcomp.exchange.owner import Layout, largest, pack_for_owners, select_sums, unpack_selections
-from dgcomp.exchange.regions import balanced, histogram, owner_count, region_count
+from dgcomp.exchange.regions import Regions, balanced, histogram, owner_count, region_count
 from dgcomp.exchange.result import Plan, Selection, padded
 from dgcomp.exchange.volume import bytes_per_worker
 from dgcomp.wire import WireError, capacity_bytes
@@ -129,3 +129,10 @@ def test_largest_of_ties_and_of_none() -> None:
     assert largest(np.array([1, 1, 1], np.float32), 0).tolist() == []
     assert largest(np.array([1, 1], np.float32), 5).tolist() == [0, 1]
     assert len(largest(np.ones(9, np.float32), 4)) == 4
+
+
+def test_wrong_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="every must be at least 1 exchange, got 0"):
+        Regions(every=0)
+    with pytest.raises(ValueError, match='algorithm must be "dense", "all_gather" or "owner", got \'ring\''):
+        bytes_per_worker("ring", count=1, numel=10, world_size=2)

@@ -1,12 +1,15 @@
 """The exchange over real gloo ranks against a dense sum in rank order; one spawn holds all checks of a world size."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
-from dgcomp.exchange import Exchanged, Regions, all_reduce_sparse, mean_in_node, node_groups
+from dgcomp.exchange import Exchanged, Regions, all_reduce_sparse, collectives, mean_in_node, node_groups
 from dgcomp.wire import WireError
 from tests.ranks import run_ranks
 
@@ -97,8 +100,29 @@ def _faults(rank: int, algorithm: str) -> list[str]:
         with pytest.raises(WireError) as caught:
             all_reduce_sparse(numel=NUMEL, **arguments)
         texts.append(str(caught.value))
+    with pytest.raises(WireError) as caught, _damage_in_transit(rank, algorithm):
+        all_reduce_sparse(*good, NUMEL, algorithm=algorithm)
+    texts.append(str(caught.value))
     all_reduce_sparse(*good, NUMEL, algorithm=algorithm)
     return texts
+
+
+@contextmanager
+def _damage_in_transit(rank: int, algorithm: str) -> Iterator[None]:
+    """What rank 1 sends is changed by a bit after it was packed."""
+
+    def damaged_gather(message: Tensor, group: Any) -> Any:
+        message[12] ^= 1
+        return collectives.gather_bytes(message, group)
+
+    def damaged_swap(rows: list[Tensor], sizes: list[int], group: Any) -> Any:
+        rows[0][12] ^= 1
+        return collectives.swap_bytes(rows, sizes, group)
+
+    damaged = {"all_gather": ("gather.gather_bytes", damaged_gather), "owner": ("owner.swap_bytes", damaged_swap)}
+    name, function = damaged[algorithm]
+    with patch(f"dgcomp.exchange.{name}", function) if rank == 1 else nullcontext():
+        yield
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -159,6 +183,7 @@ def _check_conserved(reports: list[dict[str, Any]], inputs: list[Tensor], *, exa
 def _check_faults(texts: list[list[str]]) -> None:
     assert all(text == texts[0] for text in texts)
     cures = ["got nan at index 1", "got 1 more than once", f"got {NUMEL} outside it", "at most count = 3, got 4", "tag"]
+    cures.append("checksum")
     for text, cure in zip(texts[0], cures, strict=True):
         assert "rank 1" in text
         assert cure in text
