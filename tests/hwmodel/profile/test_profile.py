@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from dgcomp import hwmodel
+from dgcomp import hwmodel, quant
 from dgcomp.hwmodel.cost import Cost
 from dgcomp.hwmodel.operation import Operation
 from dgcomp.hwmodel.profile.capture import Capture
@@ -238,6 +238,19 @@ def test_autocast_is_seen_in_the_operands() -> None:
         model(torch.randn(2, 8)).sum().backward()
     assert [operation.precision.weight_bits for operation in capture.operations] == [16, 16]
     assert [operation.phase for operation in capture.operations] == ["forward", "weight_grad"]
+
+
+def test_quantized_training_is_seen_in_its_bits() -> None:
+    model = small_net()
+    x = torch.randn(4, 3, 8, 8, requires_grad=True)
+    with Capture(model, Sampler(elements=8, vectors=1)) as capture, quant.autocast("4/6/4/-"):
+        model(x).sum().backward()
+    forward = [operation for operation in capture.operations if operation.phase == "forward"]
+    assert [str(operation.precision) for operation in forward] == ["4/6/4/-"] * 3
+    assert [operation.layer for operation in forward] == ["0", "2", "5"]
+    assert all(operation.a_is_weight for operation in forward)
+    phases = [operation.phase for operation in capture.operations]
+    assert phases.count("input_grad") == phases.count("weight_grad") == 3
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
