@@ -14,7 +14,7 @@ from dgcomp.hwmodel.cost import Cost
 from dgcomp.hwmodel.eie import EIE, random_layer
 from dgcomp.hwmodel.operation import Accelerator, Operation
 from dgcomp.hwmodel.published import EIE_LAYERS, EIELayer
-from dgcomp.hwmodel.sparch import OuterSPACE, design_points
+from dgcomp.hwmodel.sparch import OuterSPACE, SpArch, design_points
 
 __all__ = [
     "compare",
@@ -176,7 +176,8 @@ def _balance(cost: Cost) -> float:
 def spgemm_points(a: Any, b: Any) -> list[Row]:
     """OuterSPACE and the design points of SpArch on one product: megabytes by kind, microseconds, microjoules."""
     rows = []
-    for name, chip in {"outerspace": OuterSPACE(), **design_points()}.items():
+    chips: dict[str, OuterSPACE | SpArch] = {"outerspace": OuterSPACE(), **design_points()}
+    for name, chip in chips.items():
         cost = chip.run(a, b)
         traffic = {f"{kind}_megabytes": value / 1e6 for kind, value in cost.part("bytes").items()}
         rows.append(
