@@ -24,7 +24,7 @@ from dgcomp.hwmodel.operation import Operation, mean_and_error
 from dgcomp.sparse.eie import EIEMatrix
 from dgcomp.sparse.eie_kernels import count_entries
 
-__all__ = ["EIE", "NM28", "NM45", "Process", "load_balance", "random_layer", "simulate"]
+__all__ = ["EIE", "NM28", "NM45", "Process", "entries", "load_balance", "random_layer", "simulate"]
 
 Array = npt.NDArray[Any]
 
@@ -102,6 +102,16 @@ def simulate(entries: npt.ArrayLike, fifo_depth: int = 8) -> int:
     lengths = _checked_entries(entries)
     finish = np.zeros(lengths.shape[1], np.int64)
     return int(kernels.simulate(lengths, np.arange(len(lengths)), _capacity(fifo_depth), finish)[0])
+
+
+def entries(weight: Tensor, activation: Tensor, *, num_pes: int = 64, index_bits: int = 4) -> Array:
+    """Entries, padding included, of each PE in each active column: what `simulate` takes, from a dense pattern.
+
+    weight: [rows, columns]; activation: [columns]. Returns int64 [num_pes, active columns].
+    """
+    mask = np.ascontiguousarray(weight.detach().cpu().numpy() != 0)
+    counts: Array = count_entries(mask[:, activation.detach().cpu().numpy() != 0], num_pes, 2**index_bits)
+    return counts
 
 
 def load_balance(entries: npt.ArrayLike, fifo_depth: int = 8) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dgcomp.hwmodel.cost import Cost
-from dgcomp.hwmodel.eie import EIE, random_layer
+from dgcomp.hwmodel.eie import EIE, entries, load_balance, random_layer
 from dgcomp.hwmodel.operation import Accelerator, Operation
 from dgcomp.hwmodel.published import EIE_LAYERS, EIELayer
 from dgcomp.hwmodel.sparch import OuterSPACE, SpArch, design_points
@@ -124,10 +124,8 @@ def eie_table_4(layers: Sequence[str] = tuple(EIE_LAYERS)) -> list[Row]:
 
 def queue_depths(name: str, held: Sequence[int] = QUEUE_DEPTHS) -> list[Row]:
     """Figure 8: load balance by the activations that a queue holds (a ring of D holds D - 1)."""
-    return [
-        {"layer": name, "held": depth, "load_balance": _balance(cost)}
-        for depth, cost in ((depth, EIE(fifo_depth=depth + 1).run(*_layer(name))) for depth in held)
-    ]
+    counts = entries(*_layer(name))
+    return [{"layer": name, "held": depth, "load_balance": load_balance(counts, depth + 1)} for depth in held]
 
 
 def sram_widths(name: str, widths: Sequence[int] = SRAM_WIDTHS) -> list[Row]:

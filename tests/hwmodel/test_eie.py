@@ -91,6 +91,7 @@ def test_dense_pattern_and_compressed_matrix_agree() -> None:
     from_matrix, from_pattern = chip.run(compressed, x), chip.run(weight, x)
     assert from_matrix == from_pattern
     assert from_matrix.cycles == simulate(compressed.entries_per_pe(x))
+    assert np.array_equal(hwmodel.eie.entries(weight, x, num_pes=8), compressed.entries_per_pe(x))
     assert from_matrix.breakdown["multiplies_count"] == float((weight[:, x != 0] != 0).sum())
     assert from_matrix.breakdown["entries_count"] > from_matrix.breakdown["multiplies_count"]
 
@@ -169,7 +170,7 @@ QUEUE_CURVES = {
 def test_queue_depth_curve(name: str) -> None:
     layer = EIE_LAYERS[name]
     weight, x = random_layer(layer.outputs, layer.inputs, layer.weight_density, layer.activation_density, seed=0)
-    entries = EIEMatrix.from_dense(weight.float(), codebook=torch.tensor([0.0, 1.0])).entries_per_pe(x)
+    entries = hwmodel.eie.entries(weight, x)
     curve = [load_balance(entries, held + 1) for held in (1, 2, 4, 8, 16, 32)]
     assert curve == pytest.approx(QUEUE_CURVES[name], abs=0.02)
 
