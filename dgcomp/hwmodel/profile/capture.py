@@ -44,7 +44,7 @@ class Capture(TorchDispatchMode):
         self._storages = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         self._sampler = sampler
         self._stack: list[nn.Module] = []
-        self._forward: dict[int, tuple[str, Precision | None, set[int]]] = {}
+        self._forward: dict[int, tuple[str, Precision | None, set[int], str]] = {}
         self._hooks: list[RemovableHandle] = []
         self._stance: Any = None
 
@@ -100,15 +100,16 @@ class Capture(TorchDispatchMode):
         node = torch._C._current_autograd_node()
         if node is not None and not self._stack:
             found = self._forward.get(node._sequence_nr())
-            layer, precision, storages = found or (OUTSIDE, None, set())
-            return Site(layer, "backward", precision, storages, set(), self._sampler)
+            layer, precision, storages, kind = found or (OUTSIDE, None, set(), "")
+            return Site(layer, "backward", precision, storages, set(), self._sampler, kind)
         phase: Phase = "forward" if node is None else "recompute"
         module = self._stack[-1] if self._stack else None
         shapes = set()
         for parameter in module.parameters(recurse=False) if module is not None else ():
             if parameter.ndim > 1:
                 shapes |= {tuple(parameter.shape), tuple(parameter.shape[::-1])}
-        return Site(self._layer_name(), phase, _precision(module), self._storages, shapes, self._sampler)
+        kind = type(module).__name__
+        return Site(self._layer_name(), phase, _precision(module), self._storages, shapes, self._sampler, kind)
 
     def _layer_name(self) -> str:
         """Name of the innermost module that is running."""
@@ -124,7 +125,7 @@ class Capture(TorchDispatchMode):
             if isinstance(operand, torch.Tensor) and operand.ndim > 1 and site.holds_weight(operand)
         }
         sequence = torch.autograd._get_sequence_nr() - 1
-        self._forward[sequence] = (site.layer, site.precision, weights)
+        self._forward[sequence] = (site.layer, site.precision, weights, site.module)
 
 
 def _clean(name: str) -> str:

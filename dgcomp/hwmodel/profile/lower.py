@@ -19,6 +19,9 @@ __all__ = ["HANDLERS", "Site"]
 
 aten = torch.ops.aten
 
+# dgcomp.sparse's layer; named, not imported, because only its 16 products are seen down here.
+WINOGRAD_MODULE = "WinogradReLUConv2d"
+
 
 @dataclass(slots=True)
 class Site:
@@ -34,6 +37,8 @@ class Site:
     weight_shapes: set[tuple[int, ...]]
     """Shapes of the layer's own parameters and their transposes: a quantized weight is a new tensor of its shape."""
     sampler: Sampler
+    module: str = ""
+    """Class of the innermost module."""
 
     @property
     def is_backward(self) -> bool:
@@ -105,7 +110,13 @@ def _bmm(site: Site, args: Sequence[Any], out: Any) -> list[Operation]:
     # A batched weight has the whole batch's shape, so ask before a copy is cut out.
     shapes = {tuple(batch.shape[1:]) for batch in (left, right) if site.holds_weight(batch)}
     inner_site = replace(site, weight_shapes=shapes)
-    return [_product(inner_site, left[one], right[one], copies)]
+    operation = _product(inner_site, left[one], right[one], copies)
+    if site.module == WINOGRAD_MODULE and copies == 16 and operation.a_is_weight:
+        # [16, inner, rows] and [16, tiles, inner], whichever side the weight is on.
+        weights, tiles = (right, left) if site.holds_weight(right) else (left.mT, right.mT)
+        kept = site.sampler.indices(tiles.shape[1], site.sampler.inner).to(tiles.device)
+        operation = replace(operation, winograd=(weights.detach() != 0, tiles.detach()[:, kept] != 0))
+    return [operation]
 
 
 def _mv(site: Site, args: Sequence[Any], out: Any) -> list[Operation]:
