@@ -41,7 +41,7 @@ class Capture(TorchDispatchMode):
         self.other_elements = 0
         """Elements that all other operators wrote."""
         self._names = {module: _clean(name) for name, module in model.named_modules()}
-        self._storages = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        self._storages = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()} - {0}
         self._sampler = sampler
         self._stack: list[nn.Module] = []
         self._forward: dict[int, tuple[str, Precision | None, set[int], str]] = {}

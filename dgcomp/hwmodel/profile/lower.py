@@ -141,6 +141,7 @@ def _convolution(site: Site, args: Sequence[Any], out: Any) -> list[Operation]:
         patches(images, positions, kernel, conv),
         columns=math.prod(counts),
         copies=groups,
+        channels=weight.shape[1],
         a_is_weight=True,
         x_density=density,
         x_density_error=error,

@@ -122,6 +122,7 @@ def test_layers_directions_and_densities() -> None:
         assert operation.a.shape == (operation.rows, operation.inner)
         assert operation.x is not None
         assert operation.x.shape == (3, operation.inner)
+    assert [forward[layer].channels for layer in ("0", "2", "5")] == [3, 4, None]
     activation = model[:5](x)
     assert forward["5"].x_density == pytest.approx(float((activation != 0).double().mean()), abs=1e-6)
     assert forward["5"].x_density_error == 0  # small enough to be counted whole
