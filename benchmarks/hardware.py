@@ -31,7 +31,7 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from dgcomp import hwmodel, quant  # noqa: E402
+from dgcomp import hwmodel, quant, sparse  # noqa: E402
 from dgcomp.hwmodel import sweeps, vsquant  # noqa: E402
 from dgcomp.hwmodel.__main__ import format_rows, read_matrix_market  # noqa: E402
 from dgcomp.hwmodel.eie import NM28  # noqa: E402
@@ -160,23 +160,6 @@ def training_data(offline: bool) -> ImageData:
         return synthetic_images(0)
 
 
-def magnitude_masks(model: nn.Module, density: float) -> dict[nn.Parameter, torch.Tensor]:
-    """Keep the largest `density` of every weight but the first layer's and the last one's."""
-    weights = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    masks = {}
-    for weight in weights[1:-1]:
-        threshold = np.quantile(weight.detach().abs().numpy(), 1 - density)
-        masks[weight] = weight.detach().abs() > threshold
-    return masks
-
-
-def apply_masks(masks: dict[nn.Parameter, torch.Tensor]) -> None:
-    """Set pruned weights to zero again after an optimizer step."""
-    with torch.no_grad():
-        for weight, mask in masks.items():
-            weight.mul_(mask)
-
-
 def step(arguments: argparse.Namespace) -> dict[str, Any]:
     """ResNet-20: dense, then pruned in three stages, then with weights and activations of 4 bits."""
     torch.manual_seed(0)
@@ -196,19 +179,17 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
         f"{arguments.accelerators},network:{arguments.link},nodes={arguments.nodes}",
         every=max(1, per_stage // 2),
     )
-    masks: dict[nn.Parameter, torch.Tensor] = {}
+    pruner = sparse.Pruner(model, lambda step: stages[min((step - 1) // per_stage, len(stages) - 1)][1])
     low_bits = quant.autocast("4/4/4/6", model=model)
     with prof:
         for index in range(per_stage * len(stages)):
-            name, density, is_low = stages[index // per_stage]
-            if index % per_stage == 0 and density < 1:
-                masks = magnitude_masks(model, density)
-            apply_masks(masks)
+            name, _, is_low = stages[index // per_stage]
             images, labels = batch(data, index)
             with low_bits if is_low else nullcontext():
                 loss = nn.functional.cross_entropy(model(images), labels)
             loss.backward()
             optimizer.step()
+            pruner.step()
             optimizer.zero_grad()
             if prof.step() is not None:
                 print(f"[{name}] loss {loss.item():.2f}  {prof.summary()}", flush=True)

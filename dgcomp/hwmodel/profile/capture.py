@@ -88,7 +88,9 @@ class Capture(TorchDispatchMode):
             self.operations += captured
             if not site.is_backward:
                 self._remember(site, args)
-        elif any(part in packet.__name__ for part in PRODUCT_NAMES):
+            if captured:
+                return out
+        if handler is None and any(part in packet.__name__ for part in PRODUCT_NAMES):
             self.unknown[str(packet)] += 1
         else:
             self.other_calls += 1

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from dgcomp import hwmodel, quant
+from dgcomp import hwmodel, quant, sparse
 from dgcomp.hwmodel.cost import Cost
 from dgcomp.hwmodel.operation import Operation
 from dgcomp.hwmodel.profile.capture import Capture
@@ -275,29 +275,21 @@ def test_lstm_layers_are_priced() -> None:
     assert sum(operation.macs for operation in forward) == 4 * 3 * 20 * (6 + 5)
 
 
-class WinogradReLUConv2d(nn.Module):
-    """Stands in for the layer of that name: 16 products of tiles with weights in the Winograd domain."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(16, 3, 5) * (torch.rand(16, 3, 5) < 0.4))
-
-    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
-        return torch.bmm(tiles.relu(), self.weight)
-
-
 def test_winograd_layers_are_priced_in_their_domain() -> None:
-    model = WinogradReLUConv2d()
-    tiles = torch.randn(16, 10, 3, requires_grad=True)
+    model = sparse.WinogradReLUConv2d(4, 6)
+    mask_weights(model, 0.4)
+    x = torch.randn(2, 4, 8, 8, requires_grad=True)
     with Capture(model, Sampler(elements=8, vectors=2)) as capture:
-        model(tiles).sum().backward()
-    engine = hwmodel.WinogradEngine()
-    costs = {operation.phase: engine.price(operation) for operation in capture.operations}
+        model(x).sum().backward()
+    costs = {operation.phase: hwmodel.WinogradEngine().price(operation) for operation in capture.operations}
+    assert list(costs) == ["forward", "input_grad", "weight_grad"]  # the transforms are no products
     assert costs["forward"] is not None
-    assert costs["forward"].breakdown == engine.run(model.weight, tiles.relu()).breakdown
-    gradient = torch.ones(16, 10, 5)
+    (counted,) = sparse.count_multiplies(model, x.detach()).layers
+    assert costs["forward"].breakdown["multiplies_count"] == counted.sparse
+    dense = hwmodel.WinogradEngine("dense").price(capture.operations[0])
+    assert dense is not None
+    assert dense.breakdown["multiplies_count"] == counted.dense
     assert costs["input_grad"] is not None
-    assert costs["input_grad"].breakdown == engine.run(model.weight.mT, gradient).breakdown
     assert costs["weight_grad"] is None
 
 
