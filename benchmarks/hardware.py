@@ -35,7 +35,8 @@ from dgcomp import hwmodel, quant, sparse  # noqa: E402
 from dgcomp.hwmodel import sweeps, vsquant  # noqa: E402
 from dgcomp.hwmodel.__main__ import format_rows, read_matrix_market  # noqa: E402
 from dgcomp.hwmodel.eie import NM28  # noqa: E402
-from dgcomp.hwmodel.published import EIE_LAYERS, EIE_PLATFORMS  # noqa: E402
+from dgcomp.hwmodel.energy import EIE_TABLE_1, HOROWITZ_2014  # noqa: E402
+from dgcomp.hwmodel.published import EIE_LAYERS, EIE_PLATFORMS, EIE_PRECISIONS  # noqa: E402
 from dgcomp.hwmodel.winograd import PUBLISHED_GAINS, published_density_product  # noqa: E402
 from launch.tasks.image_data import ImageData, load_fashion_mnist, normalize, synthetic_images  # noqa: E402
 from launch.tasks.resnet import resnet  # noqa: E402
@@ -138,7 +139,17 @@ def figures(arguments: argparse.Namespace) -> dict[str, Any]:
         "EIE, real work by PEs": _pivot(curves["scaling"], "num_pes", "real_work"),
         "EIE, load balance by PEs": _pivot(curves["scaling"], "num_pes", "load_balance"),
         "EIE, weight reads of Alex-7 by width": widths,
+        "EIE, Figure 10: precision of the arithmetic": [
+            {"precision": name, "alexnet_top5_percent": accuracy, **_multiply_energies(name)}
+            for name, accuracy in EIE_PRECISIONS.items()
+        ],
     }
+
+
+def _multiply_energies(precision: str) -> dict[str, Any]:
+    """Picojoules of a multiplication in each table that gives it, side by side because tables do not mix."""
+    operation = f"{precision}_mul"
+    return {f"{table.name}_pJ": table.picojoules.get(operation, "-") for table in (EIE_TABLE_1, HOROWITZ_2014)}
 
 
 def _pivot(rows: list[sweeps.Row], column: str, value: str) -> list[sweeps.Row]:
