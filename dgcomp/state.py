@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dgcomp import kernels
 from dgcomp.config import DGCConfig
 from dgcomp.errors import meet, raise_if_different, raise_together
 from dgcomp.exchange import NodeGroups, Regions, node_groups
@@ -87,6 +88,7 @@ class DGCState:
         self._gradients: dict[str, Tensor] = {}
         self._dense_parts: list[DensePart] = []
         self._node_sums: list[Any] = []
+        self._is_finite = True
         self._regions = Regions()
         self._nodes = self._make_nodes()
         self._passes = Passes(model, self._names, optimizer, is_bucket_view=bool(model.gradient_as_bucket_view))
@@ -201,7 +203,10 @@ class DGCState:
         self._gradients |= gradients
         if self._step.is_dense:
             self._dense_parts.append(start_dense(self.memory, gradients, buffer, self._step, self.group))
-        elif self._nodes:
+        else:
+            # Here, while the bucket is still in the processor's cache, and not in a pass of its own at the end.
+            self._is_finite = self._is_finite and kernels.is_finite(buffer)
+        if self._nodes and not self._step.is_dense:
             self._node_sums.append(dist.all_reduce(buffer, group=self._nodes.intra, async_op=True))
         if bucket.is_last():
             self._finish_step()
@@ -262,7 +267,9 @@ class DGCState:
             for work, buffer in zip(self._node_sums, self._buffers, strict=False):
                 work.wait()
                 buffer.div_(self.config.ranks_per_node)
-            report = reduce_sparse(self.memory, self._gradients, step, self.config, self.group)
+            report = reduce_sparse(
+                self.memory, self._gradients, step, self.config, self.group, is_finite=self._is_finite
+            )
         if report.is_finite:
             self._passes.add_earlier(self._gradients)
         else:
@@ -275,7 +282,7 @@ class DGCState:
         self._step = None
         self._passes.note_delivery()
         self._buffers, self._futures, self._gradients = [], [], {}
-        self._dense_parts, self._node_sums = [], []
+        self._dense_parts, self._node_sums, self._is_finite = [], [], True
 
     def _discard(self, step: Step) -> None:
         """Answer a non-finite step: the scaler must see it and skip; without one the update is left out."""
