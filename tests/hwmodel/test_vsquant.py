@@ -72,8 +72,8 @@ def test_datapath_holds_the_largest_values() -> None:
     widths = vsquant.datapath_bits(parse_design("4/4/4/4"))
     assert widths == {"product": 8, "dot_product": 12, "scale_product": 8, "partial_sum": 20}
     # Narrow-range operands of magnitude 7 and scales of 15, sixteen times, fit with their sign.
-    assert 16 * 7 * 7 < 2 ** (widths["dot_product"] - 1)
-    assert 16 * 7 * 7 * 15 * 15 < 2 ** (widths["partial_sum"] - 1)
+    assert 2 ** (widths["dot_product"] - 1) > 16 * 7 * 7
+    assert 2 ** (widths["partial_sum"] - 1) > 16 * 7 * 7 * 15 * 15
     assert vsquant.datapath_bits(parse_design("4/4/4/4"), 6)["partial_sum"] == 18
     assert vsquant.datapath_bits(parse_design("8/8/-/-"))["partial_sum"] == 20
 
