@@ -52,6 +52,17 @@ class Site:
         return not self.is_backward and tuple(tensor.shape) in self.weight_shapes
 
 
+def _precision(site: Site, phase: Phase, a_bits: int, x_bits: int) -> Precision:
+    """Bits of both operands: quant.autocast quantizes weights and activations, gradients keep their own type."""
+    if site.precision is None:
+        return Precision(a_bits, x_bits)
+    if phase == "input_grad":
+        return replace(site.precision, activation_bits=x_bits, activation_scale_bits=None)
+    if phase == "weight_grad":
+        return replace(site.precision, weight_bits=a_bits, weight_scale_bits=None)
+    return site.precision
+
+
 def _operation(site: Site, kind: Kind, phase: Phase, a: Tensor, x: Tensor, **fields: Any) -> Operation:
     """Product of a [rows, inner] and x [columns, inner] transposed, with their samples."""
     inner = a.shape[1]
@@ -70,7 +81,7 @@ def _operation(site: Site, kind: Kind, phase: Phase, a: Tensor, x: Tensor, **fie
         "a_density": a_density,
         "x_density": x_density,
         "x_density_error": x_error,
-        "precision": site.precision or Precision(8 * a.element_size(), 8 * x.element_size()),
+        "precision": _precision(site, phase, 8 * a.element_size(), 8 * x.element_size()),
     }
     return Operation(site.layer, kind, phase, **{**known, **fields})
 
@@ -242,7 +253,7 @@ def _shape_only(
     site: Site, kind: Kind, phase: Phase, like: Tensor, rows: int, inner: int, columns: int, copies: int = 1
 ) -> Operation:
     """A product whose operands are not seen here; `like` has their type."""
-    precision = site.precision or Precision(8 * like.element_size(), 8 * like.element_size())
+    precision = _precision(site, phase, 8 * like.element_size(), 8 * like.element_size())
     return Operation(site.layer, kind, phase, rows, inner, columns, copies, precision=precision)
 
 
