@@ -297,14 +297,15 @@ def _plot_course(prof: hwmodel.Profile, stages: list[str], per_stage: int, label
 
 
 def overhead(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Alternating blocks of 50 plain and 50 profiled steps; default sampling, four accelerators."""
+    """Alternating blocks of plain and profiled steps, of which the first is sampled; four accelerators."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = resnet(20).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     images = torch.randn(arguments.batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (arguments.batch,))
-    prof = hwmodel.profile(model, OVERHEAD)
+    length = arguments.block_steps
+    prof = hwmodel.profile(model, OVERHEAD, every=length)
     with hwmodel.profile(model, OVERHEAD, every=1) as warm:
         _train_step(model, optimizer, images, labels)
         warm.step()
@@ -315,31 +316,31 @@ def overhead(arguments: argparse.Namespace) -> dict[str, Any]:
     with prof:
         for _ in range(arguments.blocks):
             block = []
-            for _ in range(50):
+            for _ in range(length):
                 start = _now()
                 _train_step(model, optimizer, images, labels)
                 report = prof.step()
                 block.append(_since(start))
                 (sampled if report else unsampled).append(block[-1])
             profiled.append(_sum(block))
-            plain.append(_sum([_timed(lambda: _train_step(model, optimizer, images, labels)) for _ in range(50)]))
+            plain.append(_sum([_timed(lambda: _train_step(model, optimizer, images, labels)) for _ in range(length)]))
     counted = []
     for _ in range(3):
         with FlopCounterMode(display=False):
             counted.append(_timed(lambda: _train_step(model, optimizer, images, labels)))
     rows = []
     for index, clock in enumerate(("wall clock", "processor time")):
-        step_s = _median(plain, index) / 50
+        step_s = _median(plain, index) / length
         rows.append(
             {
                 "clock": clock,
                 "plain_step_ms": step_s * 1e3,
                 "unsampled_step_ms": _median(unsampled, index) * 1e3,
                 "sampled_step_ms": _median(sampled, index) * 1e3,
-                "overhead_of_50_steps": _median(profiled, index) / _median(plain, index) - 1,
-                "overhead_from_sampled_step": (_median(sampled, index) / step_s - 1) / 50,
+                "overhead_of_blocks": _median(profiled, index) / _median(plain, index) - 1,
+                "overhead_at_every_50": (_median(sampled, index) / step_s - 1) / 50,
                 "torch_flop_counter_every_step": _median(counted, index) / step_s - 1,
-                "blocks": arguments.blocks,
+                "blocks": f"{arguments.blocks} x {length} steps",
             }
         )
     return {f"Overhead on a ResNet-20 training step, batch {arguments.batch}, one thread, four accelerators": rows}
@@ -439,7 +440,10 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=8, help="step: nodes (default: 8)")
     parser.add_argument("--offline", action="store_true", help="step: download no data")
     parser.add_argument("--batch", type=int, default=128, help="overhead: images a step (default: 128)")
-    parser.add_argument("--blocks", type=int, default=3, help="overhead: blocks of 50 steps of each kind (default: 3)")
+    parser.add_argument("--blocks", type=int, default=3, help="overhead: blocks of each kind (default: 3)")
+    parser.add_argument(
+        "--block-steps", type=int, default=50, help="overhead: steps of a block, its first one sampled (default: 50)"
+    )
     arguments = parser.parse_args()
     keep(arguments.command, COMMANDS[arguments.command](arguments))
 
