@@ -125,8 +125,7 @@ def has_room(s):
         and occurrences <= s.occurrence.size
         and (not r.tracing or r.trace_used + 4 * s.size.size + 8 * s.level.size + 64 <= s.trace.shape[0])
         and (
-            not r.proving
-            or r.proof_used + 2 * s.arena.size + 4 * s.size.size + 20 * s.level.size + 64 <= s.proof.size
+            not r.proving or r.proof_used + 2 * s.arena.size + 4 * s.size.size + 20 * s.level.size + 64 <= s.proof.size
         )
     )
 

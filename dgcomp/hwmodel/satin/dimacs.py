@@ -88,7 +88,9 @@ def as_formula(cnf: Any) -> Formula:
     signed = np.fromiter((x for c in clauses for x in c), np.int64, int(sizes.sum()))
     if (signed == 0).any():
         index = int(np.searchsorted(np.cumsum(sizes), np.flatnonzero(signed == 0)[0], side="right"))
-        raise ValueError(f"cnf must not hold the literal 0, got {clauses[index]} as clause {index}; number variables from 1")
+        raise ValueError(
+            f"cnf must not hold the literal 0, got {clauses[index]} as clause {index}; number variables from 1"
+        )
     num_vars = max(int(np.abs(signed).max(initial=0)), int(getattr(cnf, "nv", 0)))
     if num_vars > MAX_VARIABLES:
         raise ValueError(f"cnf must have at most {MAX_VARIABLES} variables, got {num_vars}; renumber them without gaps")
@@ -123,7 +125,9 @@ def read_dimacs(path: str | os.PathLike[str]) -> Formula:
     if code:
         word = bytes(text[start : start + 40]).split(b"\n")[0].split(b"\r")[0]
         word = word if code == 2 else word.split()[0] if word.split() else b""
-        reason = _ERRORS[code].format(line=line, word=word.decode("utf-8", "backslashreplace"), value=value, limit=limit)
+        reason = _ERRORS[code].format(
+            line=line, word=word.decode("utf-8", "backslashreplace"), value=value, limit=limit
+        )
         raise ValueError(f"{path}: {reason}")
     return _normalized(num_vars, literals[:used].copy(), offsets[: num_clauses + 1].copy())
 

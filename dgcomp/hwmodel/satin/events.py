@@ -111,7 +111,9 @@ def feed(engine: Engine, context: int, trace: NDArray[np.int32], *, log: bool = 
     engine.contexts["rows"][context] = len(trace)
     # an implied literal may be a message in flight, a row played leaves one line in the log
     most = len(engine.message) - int(engine.shared["num_free_messages"][0]) + len(rows) * longest + 64
-    engine = engine._replace(trace=rows, log=np.zeros((2 * len(rows) * longest + 64, 5), np.int64) if log else engine.log)
+    engine = engine._replace(
+        trace=rows, log=np.zeros((2 * len(rows) * longest + 64, 5), np.int64) if log else engine.log
+    )
     return engine if len(engine.message) >= most else _more_messages(engine, 2 * most)
 
 

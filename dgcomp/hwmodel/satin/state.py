@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dgcomp.hwmodel.satin.dimacs import Formula
 
-__all__ = ["TRACE", "State", "emit", "grow", "log_clause", "new_state"]
+__all__ = ["COUNTERS", "TRACE", "State", "emit", "grow", "log_clause", "new_state"]
 
 Int = NDArray[np.int32]
 
@@ -28,8 +28,26 @@ Int = NDArray[np.int32]
 # FETCH (slot, literals): a clause is asked for; JOIN: all asked for are there; BACKTRACK (level); LEARN (slot, literals);
 # DELETE (slot); STRENGTHEN (slot, literals); SPILL (visits): clauses outside the chip touched by the last broadcast;
 # END (1 satisfiable, 0 unsatisfiable).
-(DECIDE, ASSERT, ASSIGN, IMPLY, DUPLICATE, CONFLICT, IDLE, FETCH, JOIN, BACKTRACK, LEARN, DELETE, STRENGTHEN, SPILL, END) = range(15)
-TRACE = ("DECIDE ASSERT ASSIGN IMPLY DUPLICATE CONFLICT IDLE FETCH JOIN BACKTRACK LEARN DELETE STRENGTHEN SPILL END").split()
+(
+    DECIDE,
+    ASSERT,
+    ASSIGN,
+    IMPLY,
+    DUPLICATE,
+    CONFLICT,
+    IDLE,
+    FETCH,
+    JOIN,
+    BACKTRACK,
+    LEARN,
+    DELETE,
+    STRENGTHEN,
+    SPILL,
+    END,
+) = range(15)
+TRACE = (
+    "DECIDE ASSERT ASSIGN IMPLY DUPLICATE CONFLICT IDLE FETCH JOIN BACKTRACK LEARN DELETE STRENGTHEN SPILL END"
+).split()
 
 FREE, ORIGINAL, LEARNED = 0, 1, 2
 ADD, REMOVE = 0, 1
@@ -37,11 +55,11 @@ ADD, REMOVE = 0, 1
 _INTEGERS = (
     "queue_head trail_size level num_slots num_free num_learned arena_used occurrence_used trace_used proof_used heap_size "
     "learned_size learned_lbd backjump num_weak pending asserted_until num_original spill_from max_learned tracing proving "
-    "luby restart_conflicts next_reduce simplified_until luby_u luby_v "
-    "conflicts decisions propagations restarts learned_literals minimized_literals strengthened deleted reductions"
+    "luby restart_conflicts next_reduce simplified_until luby_u luby_v"
 ).split()
+COUNTERS = "conflicts decisions propagations restarts learned_literals minimized_literals strengthened deleted reductions".split()
 _FLOATS = "variable_increment clause_increment variable_decay lbd_fast lbd_slow".split()
-REGISTERS = np.dtype([(name, np.int64) for name in _INTEGERS] + [(name, np.float64) for name in _FLOATS])
+REGISTERS = np.dtype([(name, np.int64) for name in _INTEGERS + COUNTERS] + [(name, np.float64) for name in _FLOATS])
 
 
 # Without their Python wrappers, which unpack every array, the kernels compile in half the time.
