@@ -1,4 +1,4 @@
-"""Command line: ``python -m dgcomp.hwmodel.satin FILE.cnf``; prints the answer as SAT solvers do, and the modelled cost."""
+"""``python -m dgcomp.hwmodel.satin FILE.cnf`` prints the answer as SAT solvers do, and the modelled cost."""
 
 import argparse
 import signal
@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from dgcomp.hwmodel.satin.solver import SatResult, solve
+from dgcomp.hwmodel.satin.state import COUNTERS
 
 EPILOG = """\
 Prints comment lines (c), the answer (s SATISFIABLE, s UNSATISFIABLE or s UNKNOWN) and a model (v). The answer is exact;
-cycles, seconds and joules are those of a modelled SatIn chip (arXiv 2303.02588), largely a reconstruction: docs/satin.md.
-Exit status 10 satisfiable, 20 unsatisfiable, 0 unknown, 2 bad input. Ctrl-C or the time limit ends with what is known so far.
+cycles, seconds and joules are those of a modelled SatIn chip (arXiv 2303.02588), largely a reconstruction
+(docs/satin.md). Exit status 10 satisfiable, 20 unsatisfiable, 0 unknown, 2 bad input. Ctrl-C or the time limit ends with
+what is known so far.
 
 examples:
   python -m dgcomp.hwmodel.satin uf250.cnf.gz --contexts 2
@@ -102,16 +104,15 @@ def report(result: SatResult, *, interrupted: bool = False) -> list[str]:
     """Lines in the format of the SAT competitions, comments first."""
     stats = result.stats
     lines = ["c stopped by Ctrl-C; statistics so far"] if interrupted and result.satisfiable is None else []
-    names = "conflicts decisions propagations restarts learned_literals strengthened deleted spilled_clauses".split()
-    lines += [f"c {name.replace('_', ' ')} {stats[name]}" for name in names]
+    lines += [f"c {name.replace('_', ' ')} {stats[name]}" for name in (*COUNTERS, "spilled_clauses")]
     lines += [
         f"c dropped {stats[name]} {name.replace('_', ' ')}"
         for name in ("tautologies", "duplicate_literals")
         if stats[name]
     ]
     lines += [
-        f"c modelled cycles {result.cycles}, seconds {result.seconds:.6g}, joules {result.joules:.6g}, watts {stats['watts']:.4g}",
-        f"c real seconds {stats['wall_s']:.3f}, of these loading {stats['load_s']:.3f} and search {stats['search_s']:.3f}",
+        f"c modelled {result.cycles} cycles, {result.seconds:.6g} s, {result.joules:.6g} J, {stats['watts']:.4g} W",
+        f"c real {stats['wall_s']:.3f} s, of these loading {stats['load_s']:.3f} s, search {stats['search_s']:.3f} s",
     ]
     total = max(sum(stats["cycles_by_kind"].values()), 1)
     for kind, cycles in sorted(stats["cycles_by_kind"].items(), key=lambda item: -item[1]):

@@ -1,13 +1,13 @@
 """Conflict analysis: reasons are asked for in reverse trail order until one literal of the current level is left."""
 
 from dgcomp.hwmodel.satin.decide import RESCALE_ABOVE, bump
-from dgcomp.hwmodel.satin.state import FETCH, JOIN, LEARNED, emit, kernel
+from dgcomp.hwmodel.satin.state import FETCH, JOIN, LEARNED, State, emit, kernel
 
 __all__ = ["analyze"]
 
 
 @kernel
-def analyze(s, conflict):
+def analyze(s: State, conflict: int) -> None:
     """Learn the clause of the first unique implication point; leaves `learned`, `backjump`, `learned_lbd` and `weak`.
 
     A reason that the resolvent subsumes but for the resolved literal is noted in `weak`: it may lose that literal
@@ -57,7 +57,7 @@ def analyze(s, conflict):
 
 
 @kernel
-def _minimize(s, size):
+def _minimize(s: State, size: int) -> int:
     """Drop literals whose reason holds only marked literals and root literals; returns the new size.
 
     These requests do not depend on each other, so they are sent back to back.
@@ -85,7 +85,7 @@ def _minimize(s, size):
 
 
 @kernel
-def _levels(s):
+def _levels(s: State) -> None:
     """Level to return to, and the literal block distance (the number of distinct levels) of the learned clause."""
     r = s.registers[0]
     r.backjump = 0
@@ -99,12 +99,12 @@ def _levels(s):
 
 
 @kernel
-def _fetch(s, slot):
+def _fetch(s: State, slot: int) -> None:
     emit(s, FETCH, slot, s.size[slot])
 
 
 @kernel
-def _bump_clause(s, slot):
+def _bump_clause(s: State, slot: int) -> None:
     r = s.registers[0]
     if s.status[slot] != LEARNED:
         return

@@ -1,6 +1,7 @@
 """The clause array: broadcast assignment, associative unit detection, and clauses written, strengthened and deleted."""
 
 import numpy as np
+
 from dgcomp.hwmodel.satin.decide import heap_insert
 from dgcomp.hwmodel.satin.state import (
     ADD,
@@ -17,6 +18,7 @@ from dgcomp.hwmodel.satin.state import (
     REMOVE,
     SPILL,
     STRENGTHEN,
+    State,
     emit,
     kernel,
     log_clause,
@@ -29,7 +31,7 @@ REDUCE_STEP = 300
 
 
 @kernel
-def enqueue(s, literal, reason):
+def enqueue(s: State, literal: int, reason: int) -> None:
     """Put a literal on the trail as true."""
     r = s.registers[0]
     variable = literal >> 1
@@ -43,7 +45,7 @@ def enqueue(s, literal, reason):
 
 
 @kernel
-def propagate(s):
+def propagate(s: State) -> int:
     """Broadcast the trail's literals in order until no implication is left; slot of a conflicting clause, or -1.
 
     A broadcast that has begun reaches every clause even after a conflict, as on the chip.
@@ -83,7 +85,7 @@ def propagate(s):
 
 
 @kernel
-def backtrack(s, level):
+def backtrack(s: State, level: int) -> None:
     """Take back every assignment above `level`."""
     r = s.registers[0]
     emit(s, BACKTRACK, level, 0)
@@ -111,7 +113,7 @@ def backtrack(s, level):
 
 
 @kernel
-def has_room(s):
+def has_room(s: State) -> bool:
     """Whether the pending clause fits its arrays and the next step fits the trace and the proof."""
     r = s.registers[0]
     occurrences = r.occurrence_used
@@ -131,7 +133,7 @@ def has_room(s):
 
 
 @kernel
-def learn(s):
+def learn(s: State) -> None:
     """Write the learned clause into a free slot and put its asserting literal on the trail."""
     r = s.registers[0]
     literals = s.learned[: r.learned_size]
@@ -160,7 +162,7 @@ def learn(s):
 
 
 @kernel
-def strengthen(s, slot, literal):
+def strengthen(s: State, slot: int, literal: int) -> None:
     """Remove an unassigned literal from a clause."""
     size, begin = s.size[slot], s.begin[slot]
     clause = s.arena[begin : begin + size]
@@ -186,7 +188,7 @@ def strengthen(s, slot, literal):
 
 
 @kernel
-def reduce(s):
+def reduce(s: State) -> None:
     """Delete about half of the learned clauses by two thresholds that every clause node can check for itself.
 
     The histogram of LBDs gives the first: all clauses above it go, and of those at it the less active ones. Reasons and
@@ -205,16 +207,16 @@ def reduce(s):
         threshold -= 1
     mean_activity = activity[threshold] / max(counts[threshold], 1)
     for slot in range(r.num_slots):
-        if s.status[slot] == LEARNED and s.lbd[slot] >= threshold and not _is_reason(s, slot):
-            if s.lbd[slot] > threshold or s.clause_activity[slot] < mean_activity:
-                _delete(s, slot)
+        worse = s.lbd[slot] > threshold or (s.lbd[slot] == threshold and s.clause_activity[slot] < mean_activity)
+        if s.status[slot] == LEARNED and worse and not _is_reason(s, slot):
+            _delete(s, slot)
     r.reductions += 1
     r.next_reduce = r.conflicts + 2000 + REDUCE_STEP * r.reductions
     _compact(s)
 
 
 @kernel
-def simplify(s):
+def simplify(s: State) -> None:
     """At level 0: delete satisfied clauses and strengthen the others by their false literals."""
     r = s.registers[0]
     for index in range(r.simplified_until, r.trail_size):
@@ -245,7 +247,7 @@ def simplify(s):
 
 
 @kernel
-def _is_reason(s, slot):
+def _is_reason(s: State, slot: int) -> bool:
     for i in range(s.begin[slot], s.begin[slot] + s.size[slot]):
         x = s.arena[i]
         if s.value[x] > 0 and s.reason[x >> 1] == slot:
@@ -254,7 +256,7 @@ def _is_reason(s, slot):
 
 
 @kernel
-def _delete(s, slot):
+def _delete(s: State, slot: int) -> None:
     """Free a slot; its occurrences stay until `_compact`."""
     r = s.registers[0]
     log_clause(s, REMOVE, s.arena[s.begin[slot] : s.begin[slot] + s.size[slot]])
@@ -267,7 +269,7 @@ def _delete(s, slot):
 
 
 @kernel
-def _compact(s):
+def _compact(s: State) -> None:
     """Close the gaps in the arena and in the occurrence lists after deletions."""
     r = s.registers[0]
     old = s.arena[: r.arena_used].copy()
@@ -298,17 +300,17 @@ def _compact(s):
 
 
 @kernel
-def _free_slot(s):
+def _free_slot(s: State) -> int:
     r = s.registers[0]
     if r.num_free > 0:
         r.num_free -= 1
-        return s.free_slots[r.num_free]
+        return int(s.free_slots[r.num_free])
     r.num_slots += 1
-    return r.num_slots - 1
+    return int(r.num_slots - 1)
 
 
 @kernel
-def _append_occurrence(s, literal, slot):
+def _append_occurrence(s: State, literal: int, slot: int) -> None:
     """Add a slot to a literal's list, moving the list to the end of the pool when it is full."""
     r = s.registers[0]
     size = s.occurrence_size[literal]
@@ -323,5 +325,5 @@ def _append_occurrence(s, literal, slot):
 
 
 @kernel
-def _grown(capacity):
+def _grown(capacity: int) -> int:
     return capacity + capacity // 2 + 4

@@ -1,6 +1,6 @@
 """Decisions: a binary heap of variables by activity, bumped as in VSIDS, and saved phases."""
 
-from dgcomp.hwmodel.satin.state import DECIDE, emit, kernel
+from dgcomp.hwmodel.satin.state import DECIDE, State, emit, kernel
 
 __all__ = ["bump", "heap_insert", "pick"]
 
@@ -8,7 +8,7 @@ RESCALE_ABOVE = 1e100
 
 
 @kernel
-def bump(s, variable):
+def bump(s: State, variable: int) -> None:
     """Raise the activity of a variable that took part in a conflict."""
     r = s.registers[0]
     s.activity[variable] += r.variable_increment
@@ -20,7 +20,7 @@ def bump(s, variable):
 
 
 @kernel
-def heap_insert(s, variable):
+def heap_insert(s: State, variable: int) -> None:
     """Make a variable eligible again."""
     r = s.registers[0]
     if s.heap_index[variable] < 0:
@@ -31,7 +31,7 @@ def heap_insert(s, variable):
 
 
 @kernel
-def pick(s):
+def pick(s: State) -> int:
     """Literal to decide: the most active open variable with its saved phase; -1 when all are assigned."""
     r = s.registers[0]
     while r.heap_size > 0:
@@ -45,12 +45,12 @@ def pick(s):
         if s.value[2 * variable] == 0:
             literal = 2 * variable + s.phase[variable]
             emit(s, DECIDE, literal, 0)
-            return literal
+            return int(literal)
     return -1
 
 
 @kernel
-def _sift_up(s, index):
+def _sift_up(s: State, index: int) -> None:
     variable = s.heap[index]
     while index > 0:
         parent = (index - 1) // 2
@@ -64,7 +64,7 @@ def _sift_up(s, index):
 
 
 @kernel
-def _sift_down(s, index):
+def _sift_down(s: State, index: int) -> None:
     size = s.registers[0].heap_size
     variable = s.heap[index]
     while 2 * index + 1 < size:

@@ -1,13 +1,13 @@
 """Formulas in conjunctive normal form: DIMACS files in and out, and everything else that `solve` accepts as one.
 
-A literal is coded as ``2 * variable + sign`` with variables from 0 inside the package, and as in DIMACS (1-based, negative
-for negated) outside it.
+A literal is coded as ``2 * variable + sign`` with variables from 0 inside the package, and as in DIMACS (1-based,
+negative for negated) outside it.
 """
 
 import gzip
 import lzma
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 __all__ = ["Formula", "as_formula", "read_dimacs", "write_dimacs"]
 
 MAX_VARIABLES = 2**26
-_OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
 _ERRORS = {
     1: "line {line}: expected an integer literal, got {word!r}; write comments on lines of their own, starting with c",
@@ -82,7 +82,7 @@ def as_formula(cnf: Any) -> Formula:
         clauses = [[int(x) for x in clause] for clause in clauses]
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"cnf must be a path, a python-sat CNF or an iterable of clauses of integers, got {type(cnf).__name__}: {error}"
+            f"cnf must be a path, a python-sat CNF or an iterable of integer clauses, got {type(cnf).__name__}: {error}"
         ) from None
     sizes = np.fromiter((len(c) for c in clauses), np.int64, len(clauses))
     signed = np.fromiter((x for c in clauses for x in c), np.int64, int(sizes.sum()))
@@ -101,8 +101,8 @@ def as_formula(cnf: Any) -> Formula:
 def read_dimacs(path: str | os.PathLike[str]) -> Formula:
     """Read a DIMACS CNF file, plain, ``.gz`` or ``.xz``.
 
-    Comments may be in any encoding and a line that starts with ``%`` ends the file, as in SATLIB. Duplicate literals are
-    merged and tautologies dropped (both counted in the result); an empty clause is kept and makes the formula false.
+    Comments may be in any encoding and a line that starts with ``%`` ends the file, as in SATLIB. Duplicate literals
+    are merged and tautologies dropped (both counted); an empty clause is kept and makes the formula false.
 
     Raises
     ------
@@ -153,7 +153,9 @@ def _normalized(num_vars: int, literals: NDArray[np.int32], offsets: NDArray[np.
 
 
 @njit(cache=True, nogil=True)
-def _clean(literals, offsets, last):
+def _clean(
+    literals: NDArray[Any], offsets: NDArray[np.int64], last: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.int64], int, int]:
     """Drop repeated literals and tautologies; `last` remembers the clause in which each literal was seen last."""
     kept, bounds = np.empty_like(literals), np.zeros_like(offsets)
     used = clauses = tautologies = duplicates = 0
@@ -179,8 +181,10 @@ def _clean(literals, offsets, last):
 
 
 @njit(cache=True, nogil=True)
-def _scan(text, literals, offsets):
-    """One pass over the bytes of a file: (error code, line, start of the word, value, limit, variables, clauses, literals)."""
+def _scan(
+    text: NDArray[np.uint8], literals: NDArray[Any], offsets: NDArray[np.int64]
+) -> tuple[int, int, int, int, int, int, int, int]:
+    """One pass over a file: (error code, line, start of the word, value, limit, variables, clauses, literals)."""
     n, at, line = text.size, 0, 1
     num_vars = num_clauses = -1
     clauses = used = 0
@@ -228,14 +232,14 @@ def _scan(text, literals, offsets):
 
 
 @njit(cache=True, nogil=True)
-def _line_end(text, at):
+def _line_end(text: NDArray[np.uint8], at: int) -> int:
     while at < text.size and text[at] != 10:
         at += 1
     return at
 
 
 @njit(cache=True, nogil=True)
-def _integer(text, at):
+def _integer(text: NDArray[np.uint8], at: int) -> tuple[int, int]:
     """Value of the integer at `at` and where it ends; end -1 if the word is not an integer or too long for one."""
     negative = text[at] == 45
     at += negative
@@ -249,7 +253,7 @@ def _integer(text, at):
 
 
 @njit(cache=True, nogil=True)
-def _header(text, at):
+def _header(text: NDArray[np.uint8], at: int) -> tuple[int, int]:
     """Variables and clauses of a ``p cnf`` line, or (-1, -1)."""
     numbers = np.full(2, -1, np.int64)
     end = _line_end(text, at)

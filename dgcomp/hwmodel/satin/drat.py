@@ -1,6 +1,6 @@
 """A forward checker of DRAT proofs, small enough to read in one sitting; no code shared with the solver.
 
-Every added clause must be a reverse unit propagation (RUP) or a resolution asymmetric tautology (RAT) on its first literal
+Added clauses must be reverse unit propagations (RUP) or resolution asymmetric tautologies (RAT) on the first literal
 (Wetzler, Heule, Hunt, SAT 2014). As in drat-trim, the deletion of a clause that is unit at that point is ignored.
 """
 
@@ -13,6 +13,7 @@ from numba import njit
 from dgcomp.hwmodel.satin.dimacs import Formula
 
 __all__ = ["check_proof"]
+Ints = np.typing.NDArray[np.int64]
 
 
 def check_proof(formula: Formula, proof: str | os.PathLike[str]) -> None:
@@ -48,12 +49,12 @@ def check_proof(formula: Formula, proof: str | os.PathLike[str]) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _check(steps, literals, offsets, num_original, num_literals):
+def _check(steps: Ints, literals: Ints, offsets: Ints, num_original: int, num_literals: int) -> int:
     """The first step that does not follow; -1 if the empty clause is reached, len(steps) if it never is."""
-    value = np.zeros(num_literals, np.int8)
+    value = np.zeros(num_literals, np.int64)
     reason = np.full(num_literals, -1, np.int64)
     trail = np.zeros(num_literals // 2 + 1, np.int64)
-    alive = np.zeros(offsets.size - 1, np.bool_)
+    alive = np.zeros(offsets.size - 1, np.int64)
     watch_head = np.full(num_literals, -1, np.int64)  # per literal: first watch; its clause is watch // 2
     watch_next = np.full(2 * (offsets.size - 1), -1, np.int64)
     work = (value, reason, trail, alive, watch_head, watch_next, literals, offsets)
@@ -77,16 +78,16 @@ def _check(steps, literals, offsets, num_original, num_literals):
         for k in range(min(end - begin, 2)):
             watch_next[2 * clause + k] = watch_head[literals[begin + k]]
             watch_head[literals[begin + k]] = 2 * clause + k
-        conflict = kept == begin
         if kept == begin + 1 and value[literals[begin]] == 0:
             conflict, root = _propagate(work, literals[begin], clause, root)
-        if conflict:
+            kept -= conflict
+        if kept == begin:
             return -1
-    return steps.shape[0]
+    return int(steps.shape[0])
 
 
-@njit(cache=True, nogil=True, no_cpython_wrapper=True)
-def _propagate(work, literal, cause, size):
+@njit(cache=True, nogil=True)
+def _propagate(work: tuple[Ints, ...], literal: int, cause: int, size: int) -> tuple[bool, int]:
     """Make a literal true and propagate with two watched literals per clause; (conflict, trail size)."""
     value, reason, trail, alive, watch_head, watch_next, literals, offsets = work
     head, conflict = size, False
@@ -116,8 +117,8 @@ def _propagate(work, literal, cause, size):
     return conflict, size
 
 
-@njit(cache=True, nogil=True, no_cpython_wrapper=True)
-def _follows(work, clause, root):
+@njit(cache=True, nogil=True)
+def _follows(work: tuple[Ints, ...], clause: int, root: int) -> bool:
     """Whether a clause is RUP or RAT; the assignment is as before afterwards."""
     value, reason, trail, alive, watch_head, watch_next, literals, offsets = work
     lemma = literals[offsets[clause] : offsets[clause + 1]]
@@ -132,11 +133,11 @@ def _follows(work, clause, root):
                     value[x] = value[x ^ 1] = 0
     for x in trail[root:base]:
         value[x] = value[x ^ 1] = 0
-    return follows
+    return bool(follows)
 
 
-@njit(cache=True, nogil=True, no_cpython_wrapper=True)
-def _refute(work, clause, skipped, size):
+@njit(cache=True, nogil=True)
+def _refute(work: tuple[Ints, ...], clause: Ints, skipped: int, size: int) -> tuple[bool, int]:
     """Assume a clause's literals false, but for one; (conflict, trail size)."""
     conflict = False
     for x in clause.copy():

@@ -1,10 +1,11 @@
 """The clock, level "event": every message of the trace travels the mesh hop by hop and waits where links are taken.
 
 Reconstruction. The central unit sends at most one flit per cycle. What it broadcasts leaves it along a tree (its column
-first, then the rows), so two broadcasts never meet; a bank hears one ``depth x hop`` cycles after it was sent. Messages to the
-centre go the same tree backwards, one flit per link and cycle, first come first served, and end in the sorter, which takes
-one flit per cycle. Implied literals are broadcast in the order of their causes, so the search does not depend on the clock.
-Idle is known when the last broadcast has reached the farthest bank, an AND-tree has brought that back and no message is left.
+first, then the rows), so two broadcasts never meet; a bank hears one ``depth x hop`` cycles after it was sent. Messages
+to the centre go the same tree backwards, one flit per link and cycle, first come first served, and end in the sorter,
+which takes one flit per cycle. Implied literals are broadcast in the order of their causes, so the search does not
+depend on the clock. Idle is known when the last broadcast has reached the farthest bank, an AND-tree has brought that
+back and no message is left.
 
 Each context plays its own trace; all of them share the central unit, the mesh and the array. `run` stops when a context
 has played all rows that it was given, and goes on from there after `feed`.
@@ -39,25 +40,14 @@ __all__ = ["Engine", "feed", "new_engine", "run"]
 
 REPLY = len(TRACE)  # message kinds are IMPLY, DUPLICATE, CONFLICT and this
 STARVED, WAITING, SLEEPING, DONE = range(4)
+RING = 4096
 
-CONTEXT = np.dtype(
-    [
-        (name, np.int64)
-        for name in (
-            "row rows state phase ready num_original num_sent num_assigned in_flight last_issue last_arrival spill_done "
-            "conflict_open replies_open clock"
-        ).split()
-    ]
-)
-GLOBAL = np.dtype(
-    [
-        (name, np.int64)
-        for name in (
-            "now center_free heap_size sequence num_free_messages flit_hops broadcasts messages clauses clauses_at logged"
-        ).split()
-    ]
-    + [("clause_cycles", np.float64)]
-)
+# in_flight, replies_open: messages that this phase, or an analysis, still waits for; clock: end of the last operation
+_CONTEXT = """row rows state phase ready num_original num_sent num_assigned in_flight last_issue last_arrival
+spill_done conflict_open replies_open clock"""
+CONTEXT = np.dtype([(name, np.int64) for name in _CONTEXT.split()])
+_GLOBAL = "now center_free num_events num_free flit_hops broadcasts messages clauses clauses_at logged"
+GLOBAL = np.dtype([(name, np.int64) for name in _GLOBAL.split()] + [("clause_cycles", np.float64)])
 
 
 class Engine(NamedTuple):
@@ -70,9 +60,12 @@ class Engine(NamedTuple):
     cycles: NDArray[np.int64]  # [C, kinds]: cycles that each kind of operation took, as its context saw it
     counts: NDArray[np.int64]  # [C, kinds]
     link_free: NDArray[np.int64]  # per bank: when its link inwards (the centre's: the sorter) is free
-    heap: NDArray[np.int64]  # [M, 2]: time and order, message or -1 - context to wake
+    ring: NDArray[np.int64]  # [RING, 2]: first and last event of each of the next cycles, -1 for none
+    event: NDArray[
+        np.int64
+    ]  # [M, 2]: cycle, next event of the same; numbers below C wake a context, others move a message
     message: NDArray[np.int64]  # [M, 6]: bank, context, kind, flits, phase, index
-    free_messages: NDArray[np.int64]
+    free: NDArray[np.int64]  # [M]: stack of unused event numbers
     log: NDArray[np.int64]  # [L, 5]: cycle, context, kind, a, b
 
 
@@ -81,7 +74,7 @@ def new_engine(machine: Machine, num_original: int, num_vars: int, contexts: int
     in_flight = 1024
     shared = np.zeros(1, GLOBAL)
     shared["clauses"] = min(num_original, machine.capacity)
-    shared["num_free_messages"] = in_flight
+    shared["num_free"] = in_flight - contexts
     states = np.zeros(contexts, CONTEXT)
     states["num_original"] = num_original
     return Engine(
@@ -92,9 +85,10 @@ def new_engine(machine: Machine, num_original: int, num_vars: int, contexts: int
         cycles=np.zeros((contexts, len(TRACE)), np.int64),
         counts=np.zeros((contexts, len(TRACE)), np.int64),
         link_free=np.zeros(machine.num_banks, np.int64),
-        heap=np.zeros((in_flight, 2), np.int64),
+        ring=np.full((RING, 2), -1, np.int64),
+        event=np.zeros((in_flight, 2), np.int64),
         message=np.zeros((in_flight, 6), np.int64),
-        free_messages=np.arange(in_flight, dtype=np.int64),
+        free=np.roll(np.arange(in_flight), -contexts),
         log=np.zeros((0, 5), np.int64),
     )
 
@@ -110,7 +104,7 @@ def feed(engine: Engine, context: int, trace: NDArray[np.int32], *, log: bool = 
     engine.contexts["row"][context] = 0
     engine.contexts["rows"][context] = len(trace)
     # an implied literal may be a message in flight, a row played leaves one line in the log
-    most = len(engine.message) - int(engine.shared["num_free_messages"][0]) + len(rows) * longest + 64
+    most = len(engine.message) - int(engine.shared["num_free"][0]) + len(rows) * longest + 64
     engine = engine._replace(
         trace=rows, log=np.zeros((2 * len(rows) * longest + 64, 5), np.int64) if log else engine.log
     )
@@ -119,14 +113,15 @@ def feed(engine: Engine, context: int, trace: NDArray[np.int32], *, log: bool = 
 
 def _more_messages(engine: Engine, length: int) -> Engine:
     old = len(engine.message)
-    message, heap = np.zeros((length, 6), np.int64), np.zeros((length, 2), np.int64)
-    message[:old], heap[:old] = engine.message, engine.heap
-    free = np.zeros(length, np.int64)
-    count = int(engine.shared["num_free_messages"][0])
-    free[:count] = engine.free_messages[:count]
+    message, event, free = (
+        np.zeros((length, *x.shape[1:]), np.int64) for x in (engine.message, engine.event, engine.free)
+    )
+    message[:old], event[:old] = engine.message, engine.event
+    count = int(engine.shared["num_free"][0])
+    free[:count] = engine.free[:count]
     free[count : count + length - old] = np.arange(old, length)
-    engine.shared["num_free_messages"] = count + length - old
-    return engine._replace(message=message, heap=heap, free_messages=free)
+    engine.shared["num_free"] = count + length - old
+    return engine._replace(message=message, event=event, free=free)
 
 
 @njit(cache=True, nogil=True)
@@ -142,16 +137,20 @@ def run(e: Engine, t: Timing) -> int:
                 return -1
             if e.contexts[context].state == STARVED:
                 return context
-        g.now, event = _pop(e)
-        if event < 0:
-            e.contexts[-1 - event].state = WAITING
-            _advance(e, t, -1 - event)
+        if g.num_events == 0:
+            return -2  # cannot happen: every context waits for a message and none is under way
+        number = _pop(e)
+        if e.event[number, 0] > g.now:
+            _push(e, e.event[number, 0], number)
+        elif number < e.contexts.size:
+            e.contexts[number].state = WAITING
+            _advance(e, t, number)
         else:
-            _move(e, t, event)
+            _move(e, t, number)
 
 
 @kernel
-def _advance(e, t, context):
+def _advance(e: Engine, t: Timing, context: int) -> None:
     """Let a context do what it can do now."""
     g, c = e.shared[0], e.contexts[context]
     while True:
@@ -170,7 +169,7 @@ def _advance(e, t, context):
                 return
             if start > g.now:
                 c.state = SLEEPING
-                _push(e, start, -1 - context)
+                _push(e, start, context)
                 return
             _log(e, g.now, context, kind, a, b)
             _execute(e, t, context, kind, a, b)
@@ -184,39 +183,37 @@ def _advance(e, t, context):
 
 
 @kernel
-def _earliest(e, t, context, kind):
+def _earliest(e: Engine, t: Timing, context: int, kind: int) -> int:
     """Cycle at which an operation can begin, as far as is known; -1 if a message must come first."""
     g, c = e.shared[0], e.contexts[context]
     if kind == IDLE:
         if c.in_flight > 0:
-            return np.int64(-1)
+            return -1
         round_trip = 2 * t.farthest * t.hop + t.match + 1
-        return max(c.ready, c.last_issue + round_trip, c.last_arrival + 1, c.spill_done)
-    if c.conflict_open and (kind == FETCH or kind == END):
-        return np.int64(-1)
+        return int(max(c.ready, c.last_issue + round_trip, c.last_arrival + 1, c.spill_done))
+    if c.conflict_open and (kind in (FETCH, END)):
+        return -1
     if kind == JOIN and c.replies_open > 0:
-        return np.int64(-1)
+        return -1
     start = max(g.center_free, c.ready)
     if kind == ASSIGN:
         arrival = e.arrival[context, c.num_assigned]
         if arrival < 0:
-            return np.int64(-1)
+            return -1
         start = max(start, arrival + t.sort)
-    if kind == END:
-        return c.ready
-    return start
+    return int(c.ready if kind == END else start)
 
 
 @kernel
-def _execute(e, t, context, kind, a, b):
+def _execute(e: Engine, t: Timing, context: int, kind: int, a: int, b: int) -> None:
     """Occupy the central unit with an operation that begins now, and send what it sends."""
     g, c = e.shared[0], e.contexts[context]
     busy = np.int64(1)
-    if kind == ASSERT or kind == ASSIGN:
+    if kind in (ASSERT, ASSIGN):
         c.num_assigned += kind == ASSIGN
         c.last_issue = g.now
         _broadcast(e, 1)
-    elif kind == IDLE or kind == BACKTRACK:
+    elif kind in (IDLE, BACKTRACK):
         # a new phase: messages still under way for a conflict's phase are dropped at the sorter
         c.phase += 1
         e.arrival[context, : c.num_sent] = -1
@@ -250,7 +247,7 @@ def _execute(e, t, context, kind, a, b):
 
 
 @kernel
-def _answer(e, t, context, kind, a):
+def _answer(e: Engine, t: Timing, context: int, kind: int, a: int) -> int:
     """What clauses do about the last broadcast: send implications and conflicts, or (spilled ones) occupy the CPU.
 
     Returns the cycle of the first.
@@ -259,7 +256,7 @@ def _answer(e, t, context, kind, a):
     if kind == SPILL:
         begin = max(g.center_free, c.last_issue + 1)
         g.center_free = c.spill_done = begin + a * t.spill_visit
-        return begin
+        return int(begin)
     index = np.int64(-1)
     if kind == IMPLY:
         index = c.num_sent
@@ -273,11 +270,11 @@ def _answer(e, t, context, kind, a):
     else:
         time = c.last_issue + t.depth[bank] * t.hop + t.match
     _send(e, t, time, bank, context, kind, 1, index)
-    return time
+    return int(time)
 
 
 @kernel
-def _request(e, t, context, slot, literals):
+def _request(e: Engine, t: Timing, context: int, slot: int, literals: NDArray[Any]) -> None:
     """Ask a clause node for its literals; a spilled clause is at hand."""
     g, c = e.shared[0], e.contexts[context]
     bank = _bank(e, t, context, slot)
@@ -291,27 +288,27 @@ def _request(e, t, context, slot, literals):
 
 
 @kernel
-def _bank(e, t, context, slot):
+def _bank(e: Engine, t: Timing, context: int, slot: int) -> int:
     """Bank of a context's clause; -1 if it is spilled. Original clauses are shared, learned ones take turns."""
     place = _place(e, context, slot)
-    return place % t.depth.size if place < t.capacity else -1
+    return int(place % t.depth.size if place < t.capacity else -1)
 
 
 @kernel
-def _place(e, context, slot):
-    original = e.contexts[context].num_original
-    return slot if slot < original else original + (slot - original) * e.contexts.size + context
+def _place(e: Engine, context: int, slot: int) -> int:
+    original = int(e.contexts[context].num_original)
+    return int(slot if slot < original else original + (slot - original) * e.contexts.size + context)
 
 
 @kernel
-def _broadcast(e, flits):
+def _broadcast(e: Engine, flits: int) -> None:
     g = e.shared[0]
     g.broadcasts += 1
     g.flit_hops += flits * (e.link_free.size - 1)
 
 
 @kernel
-def _unicast(e, t, context, slot, flits):
+def _unicast(e: Engine, t: Timing, context: int, slot: int, flits: int) -> None:
     bank = _bank(e, t, context, slot)
     if bank >= 0:
         e.shared[0].messages += 1
@@ -319,7 +316,7 @@ def _unicast(e, t, context, slot, flits):
 
 
 @kernel
-def _count_clauses(e, t, context, slot, change):
+def _count_clauses(e: Engine, t: Timing, context: int, slot: int, change: int) -> None:
     """Keep the integral of occupied clause nodes over time."""
     g = e.shared[0]
     g.clause_cycles += g.clauses * (g.now - g.clauses_at)
@@ -329,11 +326,11 @@ def _count_clauses(e, t, context, slot, change):
 
 
 @kernel
-def _send(e, t, time, bank, context, kind, flits, index):
+def _send(e: Engine, t: Timing, time: int, bank: int, context: int, kind: int, flits: int, index: int) -> None:
     """Let a message to the centre appear at a bank."""
     g = e.shared[0]
-    g.num_free_messages -= 1
-    number = e.free_messages[g.num_free_messages]
+    g.num_free -= 1
+    number = e.free[g.num_free]
     row = e.message[number]
     row[0], row[1], row[2], row[3], row[4], row[5] = bank, context, kind, flits, e.contexts[context].phase, index
     g.messages += 1
@@ -342,7 +339,7 @@ def _send(e, t, time, bank, context, kind, flits, index):
 
 
 @kernel
-def _move(e, t, number):
+def _move(e: Engine, t: Timing, number: int) -> None:
     """Take a message over one link, or from the centre's router into the sorter and to its context."""
     g = e.shared[0]
     bank, flits = e.message[number, 0], e.message[number, 3]
@@ -353,8 +350,8 @@ def _move(e, t, number):
         # the centre takes a message when its last flit is in
         _push(e, leave + (t.hop if t.parent[bank] >= 0 else flits), number)
         return
-    e.free_messages[g.num_free_messages] = number
-    g.num_free_messages += 1
+    e.free[g.num_free] = number
+    g.num_free += 1
     context, kind = e.message[number, 1], e.message[number, 2]
     c = e.contexts[context]
     if kind == REPLY:
@@ -371,7 +368,7 @@ def _move(e, t, number):
 
 
 @kernel
-def _log(e, time, context, kind, a, b):
+def _log(e: Engine, time: int, context: int, kind: int, a: int, b: int) -> None:
     g = e.shared[0]
     if g.logged < e.log.shape[0]:
         row = e.log[g.logged]
@@ -380,40 +377,27 @@ def _log(e, time, context, kind, a, b):
 
 
 @kernel
-def _push(e, time, event):
-    """Add an event to the binary heap; equal times keep their order."""
+def _push(e: Engine, time: int, number: int) -> None:
+    """Enter an event for a cycle; what lies beyond the ring waits in its last place and is entered again there."""
     g = e.shared[0]
-    g.sequence += 1
-    key = (time << 24) | (g.sequence & 0xFFFFFF)
-    index = g.heap_size
-    g.heap_size += 1
-    while index > 0:
-        parent = (index - 1) // 2
-        if e.heap[parent, 0] <= key:
-            break
-        e.heap[index, 0] = e.heap[parent, 0]
-        e.heap[index, 1] = e.heap[parent, 1]
-        index = parent
-    e.heap[index, 0] = key
-    e.heap[index, 1] = event
+    place = e.ring[min(time, g.now + RING - 1) % RING]
+    e.event[number, 0], e.event[number, 1] = time, -1
+    if place[0] < 0:
+        place[0] = number
+    else:
+        e.event[place[1], 1] = number
+    place[1] = number
+    g.num_events += 1
 
 
 @kernel
-def _pop(e):
-    """Take the next event: its time and its number."""
+def _pop(e: Engine) -> int:
+    """Take the next event and set the clock to its place in the ring."""
     g = e.shared[0]
-    time, event = e.heap[0, 0] >> 24, e.heap[0, 1]
-    g.heap_size -= 1
-    size, key, last, index = g.heap_size, e.heap[g.heap_size, 0], e.heap[g.heap_size, 1], 0
-    while 2 * index + 1 < size:
-        child = 2 * index + 1
-        if child + 1 < size and e.heap[child + 1, 0] < e.heap[child, 0]:
-            child += 1
-        if e.heap[child, 0] >= key:
-            break
-        e.heap[index, 0] = e.heap[child, 0]
-        e.heap[index, 1] = e.heap[child, 1]
-        index = child
-    e.heap[index, 0] = key
-    e.heap[index, 1] = last
-    return time, event
+    while e.ring[g.now % RING, 0] < 0:
+        g.now += 1
+    place = e.ring[g.now % RING]
+    number = place[0]
+    place[0] = e.event[number, 1]
+    g.num_events -= 1
+    return int(number)

@@ -23,7 +23,7 @@ def random_ksat(num_vars: int, num_clauses: int, *, k: int = 3, seed: int = 0) -
 
 
 def planted_communities(num_vars: int, num_clauses: int, *, community: int = 50, seed: int = 0) -> Clauses:
-    """Satisfiable 3-SAT with a planted model and nine in ten clauses inside communities, as industrial formulas have."""
+    """Satisfiable 3-SAT: a planted model, nine in ten clauses inside communities, as industrial formulas have them."""
     random = np.random.default_rng(seed)
     model = random.random(num_vars) < 0.5
     clauses: Clauses = []

@@ -1,7 +1,7 @@
 """Every constant of the SatIn machine, with its source, and the chip's area and power.
 
-Sources: [paper] = SatIn (arXiv 2303.02588): abstract and the two pages on energy that were at hand; [deduced] = follows
-from numbers of the paper; [reconstruction] = ours, because that part of the paper was not at hand. The message formats and
+Sources: [paper] = SatIn (arXiv 2303.02588), the abstract and the two pages on energy that were at hand; [deduced] =
+follows from numbers of the paper; [reconstruction] = ours, as that part was not at hand. The messages and
 all latencies but the clock are reconstructions.
 """
 
@@ -60,7 +60,7 @@ class Machine:
     activity: float = 0.34
     """Share of cycles in which a wire is busy at the paper's wire power. [paper]"""
     link_bits: int = 40
-    """Bits of one message cycle (a literal and a slot). [deduced] 1.85 W at 34 % activity is 40.5 bits on each of 480 edges."""
+    """Bits of one flit: a literal and a slot. [deduced] 1.85 W at 34 % activity is 40.5 bits on each of 480 edges."""
     hop_cycles: int = 1
     """Router and wire to the next bank. [reconstruction]"""
     match_cycles: int = 1
@@ -76,7 +76,7 @@ class Machine:
     literals_per_flit: int = 2
     """Literals that one message cycle carries when clauses are read or written. [reconstruction] 20 bits each."""
     spill_cycles_per_visit: int = 10
-    """The central CPU updates one clause that found no node. [reconstruction] About one cache miss to a second level."""
+    """The central CPU updates one clause that found no node. [reconstruction] About a hit in a second-level cache."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -1,4 +1,4 @@
-"""The search: propagate, learn from conflicts, decide; restarts and deletion between them. Exact, whatever the clock says."""
+"""The search: propagate, learn from conflicts, decide; restart and delete between. Exact, whatever the clock says."""
 
 import numpy as np
 from numba import njit
@@ -6,7 +6,7 @@ from numba import njit
 from dgcomp.hwmodel.satin.analysis import analyze
 from dgcomp.hwmodel.satin.array import backtrack, enqueue, has_room, learn, propagate, reduce, simplify, strengthen
 from dgcomp.hwmodel.satin.decide import pick
-from dgcomp.hwmodel.satin.state import ADD, END, IDLE, emit, kernel, log_clause
+from dgcomp.hwmodel.satin.state import ADD, END, IDLE, Int, State, emit, kernel, log_clause
 
 __all__ = ["PAUSED", "SATISFIABLE", "UNSATISFIABLE", "assert_units", "search"]
 
@@ -20,7 +20,7 @@ CLAUSE_DECAY = 0.999
 
 
 @njit(cache=True, nogil=True)
-def search(s, max_propagations):
+def search(s: State, max_propagations: int) -> int:
     """Go on until an answer, until so many propagations are done, or until an array is too small (then PAUSED)."""
     r = s.registers[0]
     stop_at = r.propagations + max_propagations
@@ -64,7 +64,7 @@ def search(s, max_propagations):
 
 
 @njit(cache=True, nogil=True)
-def assert_units(s, literals):
+def assert_units(s: State, literals: Int) -> bool:
     """Put the formula's unit clauses on the trail; False if two contradict each other."""
     for literal in literals:
         if s.value[literal] < 0:
@@ -77,7 +77,7 @@ def assert_units(s, literals):
 
 
 @kernel
-def _learn_pending(s):
+def _learn_pending(s: State) -> None:
     """Strengthen what the conflict showed to be too weak, go back and learn."""
     r = s.registers[0]
     r.pending = 0
@@ -94,15 +94,15 @@ def _learn_pending(s):
 
 
 @kernel
-def _restart_due(s):
+def _restart_due(s: State) -> bool:
     r = s.registers[0]
     if r.luby:
-        return r.restart_conflicts >= LUBY_UNIT * r.luby_v
-    return r.restart_conflicts >= RESTART_MIN_CONFLICTS and r.lbd_fast > RESTART_MARGIN * r.lbd_slow
+        return bool(r.restart_conflicts >= LUBY_UNIT * r.luby_v)
+    return bool(r.restart_conflicts >= RESTART_MIN_CONFLICTS and r.lbd_fast > RESTART_MARGIN * r.lbd_slow)
 
 
 @kernel
-def _restart(s):
+def _restart(s: State) -> None:
     r = s.registers[0]
     backtrack(s, 0)
     r.restarts += 1

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dgcomp.hwmodel.satin import events, waves
 from dgcomp.hwmodel.satin.dimacs import Formula, as_formula
 from dgcomp.hwmodel.satin.machine import Machine
-from dgcomp.hwmodel.satin.search import PAUSED, SATISFIABLE, assert_units, search
+from dgcomp.hwmodel.satin.search import PAUSED, SATISFIABLE, UNSATISFIABLE, assert_units, search
 from dgcomp.hwmodel.satin.state import COUNTERS, END, TRACE, State, drain, grow, new_state, proof_lines
 
 __all__ = ["SatResult", "solve"]
@@ -63,7 +63,7 @@ def solve(
     progress: Callable[[dict[str, Any]], bool | None] | None = None,
     trace: Callable[[str], None] | None = None,
 ) -> SatResult:
-    """Decide a formula by CDCL on a modelled SatIn chip (arXiv 2303.02588; largely a reconstruction, see docs/satin.md).
+    """Decide a formula by CDCL on a modelled SatIn chip (arXiv 2303.02588; largely a reconstruction: docs/satin.md).
 
     The search depends on the formula, `seed`, `restarts` and the chip's capacity, never on latencies or `fidelity`.
 
@@ -186,16 +186,17 @@ class _Run:
         self.waves = [waves.new_waves(machine, originals) for _ in self.contexts]
 
     def trivial(self) -> int | None:
-        """Assert the unit clauses; 0 if an empty clause or two contradicting units already decide (context 0 answers)."""
+        """Assert the unit clauses; 0, the context that answers, if an empty clause or contradicting units decide."""
         sizes = np.diff(self.formula.offsets)
         units = self.formula.literals[self.formula.offsets[:-1][sizes == 1]]
         empty = bool((sizes == 0).any())
-        for context, file in zip(self.contexts, self.proof_files or [None] * len(self.contexts), strict=True):
+        for context in self.contexts:
             if empty or not assert_units(context.state, units):
-                context.answer = 0
-                if file:
+                context.answer = UNSATISFIABLE
+                for file in self.proof_files:
                     file.write("0\n")
-        return 0 if self.contexts[0].answer == 0 else None
+                return 0
+        return None
 
     def step(self) -> int | None:
         """Search on in the context whose clock has played everything; the number of a context that has the answer."""

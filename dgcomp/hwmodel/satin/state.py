@@ -1,8 +1,8 @@
-"""The memory of one CDCL search: flat arrays that numba kernels share, and the trace that they leave for the machine model.
+"""The memory of one CDCL search: flat arrays that numba kernels share, and the trace they leave for the machine model.
 
-A literal is coded as ``2 * variable + sign`` with variables from 0, so ``literal ^ 1`` negates it. A clause lives in a
-numbered *slot*, as on the chip. Per slot two integers stand for the state of a clause node: how many of its literals are
-not false yet (`open_count`) and the exclusive-or of those literals (`open_xor`), which at a count of one *is* the unit
+A literal is coded as ``2 * variable + sign`` with variables from 0, so ``literal ^ 1`` negates it. A clause lives in
+a numbered *slot*, as on the chip. Per slot two integers stand for the state of a clause node: how many of its literals
+are not false yet (`open_count`) and the exclusive-or of those literals (`open_xor`), which at a count of one *is* the unit
 literal. So a clause needs no watched literals: every assignment reaches every clause that holds the negated literal.
 
 Sizes: V = variables, S = slots, A = arena cells, T = trace rows.
@@ -25,8 +25,8 @@ Int = NDArray[np.int32]
 # DECIDE (literal): the central unit picks; ASSERT (literal): broadcast of one that the centre knows by itself;
 # ASSIGN (literal): broadcast of an implied one, in the order of the IMPLY messages; IMPLY, DUPLICATE, CONFLICT
 # (slot, literal): messages to the centre that the last broadcast caused; IDLE: no implication is left;
-# FETCH (slot, literals): a clause is asked for; JOIN: all asked for are there; BACKTRACK (level); LEARN (slot, literals);
-# DELETE (slot); STRENGTHEN (slot, literals); SPILL (visits): clauses outside the chip touched by the last broadcast;
+# FETCH (slot, literals): a clause is asked for; JOIN (literals): all asked for are there; BACKTRACK (level);
+# LEARN (slot, literals); DELETE (slot); STRENGTHEN (slot, literals); SPILL (visits): clauses outside the chip touched by the last broadcast;
 # END (1 satisfiable, 0 unsatisfiable).
 (
     DECIDE,
@@ -45,25 +45,33 @@ Int = NDArray[np.int32]
     SPILL,
     END,
 ) = range(15)
-TRACE = (
-    "DECIDE ASSERT ASSIGN IMPLY DUPLICATE CONFLICT IDLE FETCH JOIN BACKTRACK LEARN DELETE STRENGTHEN SPILL END"
-).split()
+_KINDS = "DECIDE ASSERT ASSIGN IMPLY DUPLICATE CONFLICT IDLE FETCH JOIN BACKTRACK LEARN DELETE STRENGTHEN SPILL END"
+TRACE = _KINDS.split()
 
 FREE, ORIGINAL, LEARNED = 0, 1, 2
 ADD, REMOVE = 0, 1
 
-_INTEGERS = (
-    "queue_head trail_size level num_slots num_free num_learned arena_used occurrence_used trace_used proof_used heap_size "
-    "learned_size learned_lbd backjump num_weak pending asserted_until num_original spill_from max_learned tracing proving "
-    "luby restart_conflicts next_reduce simplified_until luby_u luby_v"
-).split()
-COUNTERS = "conflicts decisions propagations restarts learned_literals minimized_literals strengthened deleted reductions".split()
-_FLOATS = "variable_increment clause_increment variable_decay lbd_fast lbd_slow".split()
-REGISTERS = np.dtype([(name, np.int64) for name in _INTEGERS + COUNTERS] + [(name, np.float64) for name in _FLOATS])
+_INTEGERS = """queue_head trail_size level num_slots num_free num_learned arena_used occurrence_used trace_used
+proof_used heap_size learned_size learned_lbd backjump num_weak pending asserted_until num_original spill_from
+max_learned tracing proving luby restart_conflicts next_reduce simplified_until luby_u luby_v"""
+COUNTERS = [
+    "conflicts",
+    "decisions",
+    "propagations",
+    "restarts",
+    "learned_literals",
+    "minimized_literals",
+    "strengthened",
+]
+COUNTERS += ["deleted", "reductions"]
+_FLOATS = ["variable_increment", "clause_increment", "variable_decay", "lbd_fast", "lbd_slow"]
+REGISTERS = np.dtype(
+    [(name, np.int64) for name in _INTEGERS.split() + COUNTERS] + [(name, np.float64) for name in _FLOATS]
+)
 
 
 # Without their Python wrappers, which unpack every array, the kernels compile in half the time.
-kernel = njit(cache=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+kernel = njit(cache=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # type: ignore[call-overload]
 
 
 class State(NamedTuple):
@@ -102,7 +110,7 @@ class State(NamedTuple):
 
 
 @kernel
-def emit(s, kind, a, b):
+def emit(s: State, kind: int, a: int, b: int) -> None:
     """Append one row to the trace; a search without a machine leaves none."""
     r = s.registers[0]
     if r.tracing:
@@ -114,7 +122,7 @@ def emit(s, kind, a, b):
 
 
 @kernel
-def log_clause(s, kind, literals):
+def log_clause(s: State, kind: int, literals: Int) -> None:
     """Append one clause to the proof."""
     r = s.registers[0]
     if r.proving:
@@ -125,7 +133,7 @@ def log_clause(s, kind, literals):
 
 
 def new_state(formula: Formula, *, seed: int, luby: bool, variable_decay: float, tracing: bool, proving: bool) -> State:
-    """Arrays with every clause of two or more literals in its slot, in the formula's order; units are left to the caller.
+    """Arrays with every clause of two or more literals in its slot, in the formula's order; the caller asserts units.
 
     Seed 0 decides the lowest variable first and false first; other seeds shuffle both.
     """
@@ -151,13 +159,13 @@ def new_state(formula: Formula, *, seed: int, luby: bool, variable_decay: float,
     activity = random.random(num_vars) * 1e-3 if seed else np.zeros(num_vars)
     order = np.argsort(-activity, kind="stable").astype(np.int32)
     registers = np.zeros(1, REGISTERS)
-    for name, value in {
-        "num_slots": num_clauses, "num_original": num_clauses, "arena_used": len(literals),
-        "occurrence_used": int(capacity.sum()), "heap_size": num_vars, "tracing": tracing, "proving": proving, "luby": luby,
-        "spill_from": 2**31, "max_learned": 2**31, "next_reduce": 2000, "luby_u": 1, "luby_v": 1,
-        "variable_increment": 1.0, "clause_increment": 1.0, "variable_decay": variable_decay,
-    }.items():  # fmt: skip
-        registers[name] = value
+    registers["num_slots"] = registers["num_original"] = num_clauses
+    registers["arena_used"], registers["occurrence_used"] = len(literals), int(capacity.sum())
+    registers["heap_size"], registers["variable_decay"] = num_vars, variable_decay
+    registers["tracing"], registers["proving"], registers["luby"] = tracing, proving, luby
+    registers["spill_from"] = registers["max_learned"] = 2**31
+    registers["next_reduce"], registers["luby_u"], registers["luby_v"] = 2000, 1, 1
+    registers["variable_increment"] = registers["clause_increment"] = 1.0
     state = State(
         registers=registers,
         value=np.zeros(2 * num_vars, np.int8),
@@ -233,7 +241,7 @@ def trace_bound(num_vars: int, slots: int) -> int:
 
 
 def proof_bound(num_vars: int, slots: int, cells: int) -> int:
-    """Cells that one step can add: a clause learned, some strengthened, and at worst every clause rewritten or deleted."""
+    """Cells that one step can add: a clause learned, eight strengthened, at worst every clause rewritten or deleted."""
     return 2 * cells + 4 * slots + 20 * num_vars + 64
 
 

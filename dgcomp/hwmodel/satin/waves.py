@@ -1,13 +1,13 @@
 """The clock, level "wave": closed formulas per wave of implications instead of messages.
 
-Reconstruction. A wave is what one wave before it implied. Only its size, and which literals of the wave before caused its
-first and its last one, enter; distances are replaced by their expectation over evenly used banks. With a round trip R(m) for
-the farthest of m random banks, a wave of n literals whose causes were sent from F to L is sent from
+Reconstruction. A wave is what one wave before it implied. Only its size, and which literals of the wave before caused
+its first and its last one, enter; distances are replaced by their expectation over evenly used banks. With a round trip
+R(m) for the farthest of m random banks, a wave of n literals whose causes were sent from F to L is sent from
 
     begin = max(end of the wave before, F + R(1))    to    end = max(begin + n, L + R(n) + 1),
 
-evenly spaced between. Links never wait. Two contexts follow from mean-value analysis of a closed queue with one server, the
-central unit, which each context occupies for a share u of its cycles when alone: its cycles stretch by ``1 + u * u``.
+evenly spaced between. Links never wait. Two contexts follow from mean-value analysis of a closed queue with one server,
+the central unit, which each context occupies for a share u of its cycles when alone: they stretch by ``1 + u * u``.
 """
 
 from typing import Any, NamedTuple
@@ -38,15 +38,9 @@ from dgcomp.hwmodel.satin.state import (
 
 __all__ = ["Waves", "new_waves", "run_waves", "stretched_cycles"]
 
-TOTALS = np.dtype(
-    [
-        (name, np.float64)
-        for name in (
-            "now busy begin end size issued first_cause last_cause next_size conflict_at fetches flits literals "
-            "flit_hops broadcasts messages clauses clause_cycles spill_done"
-        ).split()
-    ]
-)
+_TOTALS = """now busy begin end size issued first_cause last_cause next_size conflict_at fetches flits literals
+flit_hops broadcasts messages clauses clause_cycles spill_done"""
+TOTALS = np.dtype([(name, np.float64) for name in _TOTALS.split()])
 
 
 class Waves(NamedTuple):
@@ -82,7 +76,7 @@ def run_waves(w: Waves, t: Timing, trace: NDArray[np.int32], spill_from: int) ->
     for row in range(trace.shape[0]):
         kind, a, b = trace[row, 0], trace[row, 1], trace[row, 2]
         before = c.now
-        if kind == ASSERT or kind == ASSIGN:
+        if kind in (ASSERT, ASSIGN):
             _issue(w, t, kind)
         elif kind <= CONFLICT and kind >= IMPLY:
             _implied(w, t, kind)
@@ -107,7 +101,7 @@ def run_waves(w: Waves, t: Timing, trace: NDArray[np.int32], spill_from: int) ->
 
 
 @kernel
-def _issue(w, t, kind):
+def _issue(w: Waves, t: Timing, kind: int) -> None:
     """Broadcast one literal; the first of a wave waits for the wave before."""
     c = w.totals[0]
     if kind == ASSIGN and c.issued == c.size:
@@ -130,20 +124,20 @@ def _issue(w, t, kind):
 
 
 @kernel
-def _sent(w, index):
+def _sent(w: Waves, index: float) -> float:
     """Cycle at which a literal of the current wave is broadcast."""
     c = w.totals[0]
-    return c.begin + (c.end - 1 - c.begin) * index / max(c.size - 1, 1.0)
+    return float(c.begin + (c.end - 1 - c.begin) * index / max(c.size - 1, 1.0))
 
 
 @kernel
-def _round_trip(w, t, draws):
+def _round_trip(w: Waves, t: Timing, draws: float) -> float:
     depth = w.expected_depth[min(int(draws), w.expected_depth.size) - 1]
-    return 2 * depth * t.hop + t.match + 1 + t.sort
+    return float(2 * depth * t.hop + t.match + 1 + t.sort)
 
 
 @kernel
-def _implied(w, t, kind):
+def _implied(w: Waves, t: Timing, kind: int) -> None:
     """Note which literals of this wave caused the first and the last of the next, or the conflict."""
     c = w.totals[0]
     _message(w, 1.0)
@@ -157,7 +151,7 @@ def _implied(w, t, kind):
 
 
 @kernel
-def _join(w, t):
+def _join(w: Waves, t: Timing) -> None:
     """Wait for the clauses asked for: the farthest request, or the sorter if it takes longer to take them all."""
     c = w.totals[0]
     far = w.expected_depth[min(int(c.fetches), w.expected_depth.size) - 1]
@@ -171,7 +165,7 @@ def _join(w, t):
 
 
 @kernel
-def _central(w, t, kind, a, b, spill_from):
+def _central(w: Waves, t: Timing, kind: int, a: int, b: int, spill_from: int) -> None:
     """Operations that occupy the central unit for a known time, and the wait for idle."""
     c = w.totals[0]
     if kind == IDLE:
@@ -187,18 +181,18 @@ def _central(w, t, kind, a, b, spill_from):
         if kind == BACKTRACK:
             c.broadcasts += 1
             c.flit_hops += t.depth.size - 1
-        elif kind == LEARN or kind == DELETE or kind == STRENGTHEN:
+        elif kind in (LEARN, DELETE, STRENGTHEN):
             _message(w, busy)
             if a < spill_from and kind != STRENGTHEN:
                 c.clauses += 1 if kind == LEARN else -1
         c.now += busy
         c.busy += busy
-    if kind == IDLE or kind == BACKTRACK:
+    if kind in (IDLE, BACKTRACK):
         c.size = c.issued = c.next_size = c.conflict_at = 0.0
 
 
 @kernel
-def _message(w, flits):
+def _message(w: Waves, flits: float) -> None:
     """Count one message of so many flits over the expected distance."""
     c = w.totals[0]
     c.messages += 1
