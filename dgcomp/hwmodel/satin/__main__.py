@@ -13,8 +13,8 @@ from dgcomp.hwmodel.satin.state import COUNTERS
 EPILOG = """\
 Prints comment lines (c), the answer (s SATISFIABLE, s UNSATISFIABLE or s UNKNOWN) and a model (v). The answer is exact;
 cycles, seconds and joules are those of a modelled SatIn chip (arXiv 2303.02588), largely a reconstruction
-(docs/satin.md). Exit status 10 satisfiable, 20 unsatisfiable, 0 unknown, 2 bad input. Ctrl-C or the time limit ends with
-what is known so far.
+(docs/satin.md). Exit status 10 satisfiable, 20 unsatisfiable, 0 unknown, 2 bad input. Ctrl-C or the time limit ends
+with what is known so far.
 
 examples:
   python -m dgcomp.hwmodel.satin uf250.cnf.gz --contexts 2

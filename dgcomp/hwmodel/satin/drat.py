@@ -141,10 +141,8 @@ def _refute(work: tuple[Ints, ...], clause: Ints, skipped: int, size: int) -> tu
     """Assume a clause's literals false, but for one; (conflict, trail size)."""
     conflict = False
     for x in clause.copy():
-        if x != skipped and work[0][x] > 0:
-            return True, size
-        if x != skipped and work[0][x] == 0:
-            conflict, size = _propagate(work, x ^ 1, -1, size)
-            if conflict:
-                break
+        if x != skipped and not conflict:
+            conflict = work[0][x] > 0
+            if work[0][x] == 0:
+                conflict, size = _propagate(work, x ^ 1, -1, size)
     return conflict, size

@@ -291,7 +291,7 @@ def _request(e: Engine, t: Timing, context: int, slot: int, literals: NDArray[An
 def _bank(e: Engine, t: Timing, context: int, slot: int) -> int:
     """Bank of a context's clause; -1 if it is spilled. Original clauses are shared, learned ones take turns."""
     place = _place(e, context, slot)
-    return int(place % t.depth.size if place < t.capacity else -1)
+    return int(place * t.stride % t.depth.size if place < t.capacity else -1)
 
 
 @kernel

@@ -29,6 +29,7 @@ class Timing(NamedTuple):
     farthest: int  # hops from the centre to the farthest bank
     capacity: int
     center: int  # bank at the central unit
+    stride: int  # slot s lives in bank s * stride % banks
     depth: NDArray[np.int32]  # per bank
     parent: NDArray[np.int32]  # per bank; -1 at the centre
 
@@ -146,6 +147,15 @@ class Machine:
             farthest=int(depth.max()),
             capacity=self.capacity,
             center=self.center[0] * self.columns + self.center[1],
+            stride=_scattering_stride(self.num_banks),
             depth=depth,
             parent=parent,
         )
+
+
+def _scattering_stride(num_banks: int) -> int:
+    """A stride near the golden section without a common factor, so that a few slots spread over the whole mesh."""
+    stride = max(1, round(0.618 * num_banks))
+    while math.gcd(stride, num_banks) > 1:
+        stride -= 1
+    return stride

@@ -14,7 +14,7 @@ from dgcomp.hwmodel.satin import events, waves
 from dgcomp.hwmodel.satin.dimacs import Formula, as_formula
 from dgcomp.hwmodel.satin.machine import Machine
 from dgcomp.hwmodel.satin.search import PAUSED, SATISFIABLE, UNSATISFIABLE, assert_units, search
-from dgcomp.hwmodel.satin.state import COUNTERS, END, TRACE, State, drain, grow, new_state, proof_lines
+from dgcomp.hwmodel.satin.state import COUNTERS, TRACE, State, drain, grow, new_state, proof_lines
 
 __all__ = ["SatResult", "solve"]
 
@@ -275,11 +275,10 @@ class _Run:
             totals = self.waves[index].totals[0]
             clause_cycles, hops = totals["clause_cycles"], sum(float(w.totals["flit_hops"][0]) for w in self.waves)
             cycles, counts = self.waves[index].cycles, self.waves[index].counts
-        names = [name for i, name in enumerate(TRACE) if i != END]
         detail = {
             "flit_hops": int(hops),
-            "cycles_by_kind": dict(zip(names, (int(x) for x in cycles), strict=False)),
-            "messages_by_kind": dict(zip(names, (int(x) for x in counts), strict=False)),
+            "cycles_by_kind": dict(zip(TRACE, (int(x) for x in cycles), strict=True)),
+            "messages_by_kind": dict(zip(TRACE, (int(x) for x in counts), strict=True)),
         }
         return float(clause_cycles), float(hops), detail
 

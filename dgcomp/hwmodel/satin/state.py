@@ -2,8 +2,8 @@
 
 A literal is coded as ``2 * variable + sign`` with variables from 0, so ``literal ^ 1`` negates it. A clause lives in
 a numbered *slot*, as on the chip. Per slot two integers stand for the state of a clause node: how many of its literals
-are not false yet (`open_count`) and the exclusive-or of those literals (`open_xor`), which at a count of one *is* the unit
-literal. So a clause needs no watched literals: every assignment reaches every clause that holds the negated literal.
+are not false yet (`open_count`) and the exclusive-or of those literals (`open_xor`), which at a count of one *is* the
+unit literal. So a clause needs no watched literals: an assignment reaches every clause that holds the negated literal.
 
 Sizes: V = variables, S = slots, A = arena cells, T = trace rows.
 """
@@ -26,8 +26,8 @@ Int = NDArray[np.int32]
 # ASSIGN (literal): broadcast of an implied one, in the order of the IMPLY messages; IMPLY, DUPLICATE, CONFLICT
 # (slot, literal): messages to the centre that the last broadcast caused; IDLE: no implication is left;
 # FETCH (slot, literals): a clause is asked for; JOIN (literals): all asked for are there; BACKTRACK (level);
-# LEARN (slot, literals); DELETE (slot); STRENGTHEN (slot, literals); SPILL (visits): clauses outside the chip touched by the last broadcast;
-# END (1 satisfiable, 0 unsatisfiable).
+# LEARN (slot, literals); DELETE (slot); STRENGTHEN (slot, literals); SPILL (visits): clauses outside the chip that the
+# last broadcast touched; END (1 satisfiable, 0 unsatisfiable).
 (
     DECIDE,
     ASSERT,

@@ -38,7 +38,7 @@ from dgcomp.hwmodel.satin.state import (
 
 __all__ = ["Waves", "new_waves", "run_waves", "stretched_cycles"]
 
-_TOTALS = """now busy begin end size issued first_cause last_cause next_size conflict_at fetches flits literals
+_TOTALS = """now busy begin end width issued first_cause last_cause next_size conflict_at fetches flits literals
 flit_hops broadcasts messages clauses clause_cycles spill_done"""
 TOTALS = np.dtype([(name, np.float64) for name in _TOTALS.split()])
 
@@ -104,17 +104,17 @@ def run_waves(w: Waves, t: Timing, trace: NDArray[np.int32], spill_from: int) ->
 def _issue(w: Waves, t: Timing, kind: int) -> None:
     """Broadcast one literal; the first of a wave waits for the wave before."""
     c = w.totals[0]
-    if kind == ASSIGN and c.issued == c.size:
+    if kind == ASSIGN and c.issued == c.width:
         size = c.next_size
         first = _sent(w, c.first_cause) + _round_trip(w, t, 1.0)
         last = _sent(w, c.last_cause) + _round_trip(w, t, size)
         c.begin = max(c.now, first)
         c.end = max(c.begin + size, last + 1)
-        c.size, c.issued, c.next_size = size, 0.0, 0.0
+        c.width, c.issued, c.next_size = size, 0.0, 0.0
     if kind == ASSERT:
-        if c.issued == c.size:
-            c.begin, c.end, c.size, c.issued, c.next_size = c.now, c.now, 0.0, 0.0, 0.0
-        c.size += 1
+        if c.issued == c.width:
+            c.begin, c.end, c.width, c.issued, c.next_size = c.now, c.now, 0.0, 0.0, 0.0
+        c.width += 1
         c.end += 1
     c.issued += 1
     c.busy += 1
@@ -127,7 +127,7 @@ def _issue(w: Waves, t: Timing, kind: int) -> None:
 def _sent(w: Waves, index: float) -> float:
     """Cycle at which a literal of the current wave is broadcast."""
     c = w.totals[0]
-    return float(c.begin + (c.end - 1 - c.begin) * index / max(c.size - 1, 1.0))
+    return float(c.begin + (c.end - 1 - c.begin) * index / max(c.width - 1, 1.0))
 
 
 @kernel
@@ -188,7 +188,7 @@ def _central(w: Waves, t: Timing, kind: int, a: int, b: int, spill_from: int) ->
         c.now += busy
         c.busy += busy
     if kind in (IDLE, BACKTRACK):
-        c.size = c.issued = c.next_size = c.conflict_at = 0.0
+        c.width = c.issued = c.next_size = c.conflict_at = 0.0
 
 
 @kernel
