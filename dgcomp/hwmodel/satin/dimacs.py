@@ -245,7 +245,7 @@ def _integer(text: NDArray[np.uint8], at: int) -> tuple[int, int]:
     at += negative
     start, value = at, 0
     while at < text.size and 48 <= text[at] <= 57 and at - start < 12:
-        value = 10 * value + (text[at] - 48)
+        value = 10 * value + int(text[at]) - 48
         at += 1
     if at == start or (at < text.size and text[at] != 32 and not 9 <= text[at] <= 13):
         return 0, -1

@@ -46,7 +46,7 @@ RING = 4096
 _CONTEXT = """row rows state phase ready num_original num_sent num_assigned in_flight last_issue last_arrival
 spill_done conflict_open replies_open clock"""
 CONTEXT = np.dtype([(name, np.int64) for name in _CONTEXT.split()])
-_GLOBAL = "now center_free num_events num_free flit_hops broadcasts messages clauses clauses_at logged"
+_GLOBAL = "now center_free busy num_events num_free flit_hops broadcasts messages clauses clauses_at logged"
 GLOBAL = np.dtype([(name, np.int64) for name in _GLOBAL.split()] + [("clause_cycles", np.float64)])
 
 
@@ -244,6 +244,7 @@ def _execute(e: Engine, t: Timing, context: int, kind: int, a: int, b: int) -> N
     c.ready = g.now + busy
     if busy > 0:
         g.center_free = c.ready
+        g.busy += busy
 
 
 @kernel
@@ -256,6 +257,7 @@ def _answer(e: Engine, t: Timing, context: int, kind: int, a: int) -> int:
     if kind == SPILL:
         begin = max(g.center_free, c.last_issue + 1)
         g.center_free = c.spill_done = begin + a * t.spill_visit
+        g.busy += a * t.spill_visit
         return int(begin)
     index = np.int64(-1)
     if kind == IMPLY:

@@ -37,7 +37,8 @@ class SatResult:
     """Clause nodes in use and wires; the central CPU and leakage are not counted."""
     stats: dict[str, Any] = field(default_factory=dict)
     """Counts of the context that answered (`conflicts`, `decisions`, `propagations`, ...), `wall_s`, `search_s`,
-    `total_propagations` over all contexts, `cycles_by_kind`, `messages_by_kind`, `watts`, `spilled_clauses`, ..."""
+    `total_propagations` over all contexts, `cycles_by_kind`, `messages_by_kind`, `watts`, `spilled_clauses`,
+    `central_share` (of the cycles, in which the central unit is busy), ..."""
 
 
 @dataclass(slots=True)
@@ -271,12 +272,15 @@ class _Run:
             shared = self.engine.shared[0]
             clause_cycles = shared["clause_cycles"] + shared["clauses"] * (shared["now"] - shared["clauses_at"])
             hops, cycles, counts = shared["flit_hops"], self.engine.cycles[index], self.engine.counts[index]
+            busy = shared["busy"] / max(shared["now"], 1)
         else:
             totals = self.waves[index].totals[0]
             clause_cycles, hops = totals["clause_cycles"], sum(float(w.totals["flit_hops"][0]) for w in self.waves)
             cycles, counts = self.waves[index].cycles, self.waves[index].counts
+            busy = sum(w.totals["busy"][0] for w in self.waves) / max(self._cycles(index), 1)
         detail = {
             "flit_hops": int(hops),
+            "central_share": float(busy),
             "cycles_by_kind": dict(zip(TRACE, (int(x) for x in cycles), strict=True)),
             "messages_by_kind": dict(zip(TRACE, (int(x) for x in counts), strict=True)),
         }

@@ -23,7 +23,7 @@ INSTANCES = {
 
 
 def _arrivals_by_cycle(machine: satin.Machine, sends: list[tuple[int, int]]) -> list[int]:
-    """Cycles at which one-flit messages, sent at (cycle, bank), reach the sorter: every router looked at every cycle."""
+    """Cycles at which one-flit messages, sent at (cycle, bank), reach the sorter; looks at every router every cycle."""
     timing = machine.timing()
     queues: list[deque[int]] = [deque() for _ in range(machine.num_banks)]
     arrived: list[int] = []
@@ -58,7 +58,7 @@ def test_links_are_first_come_first_served(slots: list[int], broadcasts: int) ->
         rows.append((state.ASSERT, 2 * cycle, 0))
         for slot in slots[cycle::broadcasts]:
             rows.append((state.IMPLY, slot, 0))
-            bank = slot % SMALL.num_banks
+            bank = slot * timing.stride % SMALL.num_banks
             sends.append((cycle + int(timing.depth[bank]) + 1, bank))
     rows += [(state.ASSIGN, 0, 0)] * len(slots)
     engine = events.new_engine(SMALL, 100, 1000, 1)
@@ -90,8 +90,7 @@ def test_every_cycle_and_message_is_accounted_for() -> None:
     assert counts["BACKTRACK"] >= counts["LEARN"]
     chip = satin.Machine()
     fewest, most = (chip.clause_power(n) * result.seconds for n in (213, 213 + result.stats["conflicts"]))
-    wires = result.joules - chip.energy_j(0, 0)
-    assert fewest < wires < most + chip.energy_j(0, result.stats["flit_hops"])
+    assert fewest <= result.joules - chip.energy_j(0, result.stats["flit_hops"]) <= most
 
 
 @pytest.mark.parametrize("name", INSTANCES)

@@ -55,6 +55,6 @@ def test_more_clauses_than_the_chip_holds() -> None:
         spilled, fits = (solve(clauses, machine=m, fidelity=fidelity) for m in (small, Machine()))
         assert spilled.stats["spilled_clauses"] >= 140
         assert spilled.stats["messages_by_kind"]["SPILL"] > 0
-        assert spilled.cycles > 2 * fits.cycles
+        assert spilled.cycles > 1.2 * fits.cycles
         assert fits.stats["spilled_clauses"] == 0
         assert spilled.satisfiable == fits.satisfiable

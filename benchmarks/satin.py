@@ -1,0 +1,332 @@
+"""SatIn's modelled time against Glucose and CaDiCaL on the same formulas, in the same run.
+
+Speed-up is Glucose's wall-clock divided by the modelled time of the chip. Searches differ, so every row has propagation
+counts beside it, and the "per propagation" column divides both times by their own counts: that is the hardware alone.
+The limit of the model is one broadcast per cycle, 1 ns per propagation; a decision costs a round trip to the last bank.
+"""
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+
+from dgcomp.hwmodel import satin
+from dgcomp.hwmodel.satin import families
+
+HERE = Path(__file__).resolve().parent / "results"
+PAPER = {1: 72, 2: 113}
+EPILOG = """\
+examples:
+  python benchmarks/satin.py --only speed              propagations per second, loading 100k clauses
+  python benchmarks/satin.py --only families           the comparison (about three minutes; needs python-sat)
+  python benchmarks/satin.py --only families --family random --time-limit 5
+  python benchmarks/satin.py --cnf-folder DIR          adds every *.cnf of a folder, for example the CNFs that
+                                                       python-sat's source package has in solvers/cadical195.tar.gz
+  python benchmarks/satin.py --render                  table and figure again, from results/satin.json
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=("speed", "families"), help="one part; default both")
+    parser.add_argument("--family", action="append", help="one family, may be given again; default all")
+    parser.add_argument("--cnf-folder", type=Path, help="folder with more DIMACS files")
+    parser.add_argument(
+        "--time-limit", type=float, default=10.0, metavar="S", help="per solver and formula (default 10)"
+    )
+    parser.add_argument("--budget", type=float, default=1e9, metavar="S", help="start no formula after so many seconds")
+    parser.add_argument("--render", action="store_true", help="only write the table and the figure again")
+    options = parser.parse_args()
+    if not options.render:
+        warm_up()
+        if options.only != "families":
+            append("speed", speed())
+        if options.only != "speed":
+            compare(options)
+    render()
+
+
+def warm_up() -> None:
+    """Compile everything before anything is timed."""
+    for fidelity in ("event", "wave", "none"):
+        satin.solve(families.random_ksat(30, 128), fidelity=fidelity)
+
+
+def speed() -> dict[str, Any]:
+    """Propagations per second of the search, alone and with each clock, and the time to load 100k clauses."""
+    found: dict[str, Any] = {}
+    formulas = {
+        "random 3-SAT, 200 variables": families.random_ksat(200, 852, seed=7),
+        "planted, 20000 variables": families.planted_communities(20_000, 80_000, seed=1),
+    }
+    for name, clauses in formulas.items():
+        formula = satin.as_formula(clauses)
+        for fidelity in ("none", "wave", "event"):
+            rates = []
+            for _ in range(3):
+                stats = satin.solve(formula, fidelity=fidelity, time_limit_s=4).stats
+                rates.append(stats["propagations"] / (stats["wall_s"] - stats["load_s"]))
+            found[f"{name}, clock {fidelity}, M propagations/s"] = statistics.median(rates) / 1e6
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "f.cnf"
+        satin.write_dimacs(satin.as_formula(families.random_ksat(25_000, 100_000)), path)
+        for suffix in ("", ".gz", ".xz"):
+            satin.write_dimacs(satin.read_dimacs(path), f"{path}{suffix}")
+            times = []
+            for _ in range(3):
+                begin = time.perf_counter()
+                result = satin.solve(f"{path}{suffix}", time_limit_s=0)
+                assert result.stats["clauses"] == 100_000
+                times.append(result.stats["load_s"])
+                assert time.perf_counter() - begin >= times[-1]
+            found[f"load 100000 clauses{suffix}, s"] = statistics.median(times)
+    return found
+
+
+def formulas(options: argparse.Namespace) -> Iterator[tuple[str, str, Any]]:
+    """Family, name and clauses; python-sat makes parity and ordering."""
+    from pysat.examples.genhard import CB, GT, PAR
+
+    makers: dict[str, list[tuple[str, Callable[[], Any]]]] = {
+        "random": [(f"n{n} seed {s}", lambda n=n, s=s: families.random_ksat(n, round(4.26 * n), seed=s))
+                   for n in (150, 200) for s in range(3)],
+        "pigeonhole": [(str(n), lambda n=n: families.pigeonhole(n)) for n in (6, 7, 8)],
+        "parity": [(str(n), lambda n=n: PAR(size=n).clauses) for n in (3, 4)],
+        "chessboard": [(str(n), lambda n=n: CB(size=n).clauses) for n in (4,)],
+        "ordering": [(str(n), lambda n=n: GT(size=n).clauses) for n in (20, 30, 40)],
+        "adder": [(f"{n} bits", lambda n=n: families.adder_equivalence(n)) for n in (16, 32, 64)],
+        "factoring": [(str(n), lambda n=n: families.factoring(n)) for n in (16381, 65521, 62615533 % 131072 | 1)],
+        "planted": [(f"n{n}", lambda n=n: families.planted_communities(n, 4 * n, seed=n)) for n in (2000, 5000)],
+    }  # fmt: skip
+    for family, entries in makers.items():
+        for name, make in entries:
+            if not options.family or family in options.family:
+                yield family, name, make()
+    for path in sorted(options.cnf_folder.glob("*.cnf")) if options.cnf_folder else []:
+        if not options.family or "files" in options.family:
+            yield "files", path.stem, list(satin.read_dimacs(path).clauses())
+
+
+def compare(options: argparse.Namespace) -> None:
+    """All solvers on all formulas; one record each, written as soon as it is there."""
+    begin = time.perf_counter()
+    for family, name, clauses in formulas(options):
+        if time.perf_counter() - begin > options.budget:
+            return
+        row: dict[str, Any] = {"family": family, "name": name}
+        formula = satin.as_formula(clauses)
+        row |= {"variables": formula.num_vars, "clauses": formula.num_clauses}
+        for solver in ("glucose42", "cadical195"):
+            row[solver] = software(solver, clauses, options.time_limit)
+        for contexts in (1, 2):
+            row[f"satin{contexts}"] = modelled(formula, contexts, options.time_limit)
+        answers = {row[k]["answer"] for k in ("glucose42", "cadical195", "satin1", "satin2")} - {None}
+        if len(answers) > 1:
+            raise AssertionError(f"solvers disagree on {family} {name}: {row}")
+        append("families", row)
+        print(
+            f"{family} {name}: "
+            + ", ".join(f"{k} {row[k]['seconds']:.4g} s" for k in ("glucose42", "satin1", "satin2"))
+        )
+
+
+def software(name: str, clauses: Any, limit: float) -> dict[str, Any]:
+    """Median wall-clock of solving; loading is not counted, as it is not for the chip."""
+    from threading import Timer
+
+    from pysat.solvers import Solver
+
+    times: list[float] = []
+    while len(times) < 3 and sum(times) < 0.5:
+        with Solver(name, bootstrap_with=clauses) as solver:
+            interruptible = name.startswith("glucose")
+            timer = Timer(limit, solver.interrupt) if interruptible else None
+            if timer:
+                timer.start()
+            begin = time.perf_counter()
+            answer = solver.solve_limited(expect_interrupt=True) if timer else solver.solve()
+            times.append(time.perf_counter() - begin)
+            if timer:
+                timer.cancel()
+            stats = solver.accum_stats()
+    return {
+        "answer": answer,
+        "seconds": statistics.median(times),
+        **{k: stats[k] for k in ("propagations", "decisions", "conflicts")},
+    }
+
+
+def modelled(formula: satin.Formula, contexts: int, limit: float) -> dict[str, Any]:
+    """One run on the modelled chip; it is deterministic."""
+    result = satin.solve(formula, contexts, time_limit_s=limit)
+    stats = result.stats
+    keys = ("propagations", "total_propagations", "decisions", "conflicts", "watts", "wall_s", "central_share")
+    return {
+        "answer": result.satisfiable,
+        "seconds": result.seconds,
+        "joules": result.joules,
+        **{k: stats[k] for k in keys},
+    }
+
+
+def append(part: str, figures: dict[str, Any]) -> None:
+    """Add one record with its circumstances to results/satin.json."""
+    HERE.mkdir(exist_ok=True)
+    path = HERE / "satin.json"
+    records = json.loads(path.read_text()) if path.exists() else []
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False
+    )
+    records.append(
+        {
+            "part": part,
+            "commit": commit.stdout.strip(),
+            "machine": f"{platform.machine()}, {cpu_name()}",
+            "versions": {"python": platform.python_version(), "numpy": np.__version__, "numba": numba.__version__},
+            "command": " ".join(["python", "benchmarks/satin.py", *sys.argv[1:]]),
+            "figures": figures,
+        }
+    )
+    path.write_text(json.dumps(records, indent=1) + "\n")
+
+
+def cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+
+
+def gains(row: dict[str, Any]) -> dict[str, float] | None:
+    """Ratios of one formula, or None if a solver did not finish."""
+    if any(row[k]["answer"] is None for k in ("glucose42", "satin1", "satin2")):
+        return None
+    glucose, one, two = row["glucose42"], row["satin1"], row["satin2"]
+    per_propagation = [x["seconds"] / max(x["propagations"], 1) for x in (glucose, one)]
+    throughput = [x["total_propagations"] / x["seconds"] for x in (one, two)]
+    return {
+        "speedup1": glucose["seconds"] / one["seconds"],
+        "speedup2": glucose["seconds"] / two["seconds"],
+        "hardware": per_propagation[0] / per_propagation[1],
+        "contexts": throughput[1] / throughput[0],
+        "propagations_per_decision": one["propagations"] / max(one["decisions"], 1),
+    }
+
+
+def render() -> None:
+    """Markdown table and figure of the newest record of every formula and of the speed part."""
+    records = json.loads((HERE / "satin.json").read_text())
+    newest = {(r["part"], r["figures"].get("family"), r["figures"].get("name")): r for r in records}
+    rows = [r["figures"] for r in newest.values() if r["part"] == "families"]
+    lines = ["# SatIn against Glucose and CaDiCaL", "", __doc__ or "", *speed_lines(newest), "", *table(rows)]
+    lines += ["", f"Machine: {records[-1]['machine']}. Versions: {records[-1]['versions']}. Commands:", ""]
+    lines += [f"- `{c}` (commit {k})" for c, k in dict.fromkeys((r["command"], r["commit"]) for r in newest.values())]
+    (HERE / "satin.md").write_text("\n".join(lines) + "\n")
+    if any(gains(r) for r in rows):
+        figure(rows)
+
+
+def speed_lines(newest: dict[Any, dict[str, Any]]) -> list[str]:
+    """The speed part as a list."""
+    figures = next((r["figures"] for r in newest.values() if r["part"] == "speed"), {})
+    return ["## The simulator itself", "", "| what | median of 3 |", "| --- | ---: |"] + [
+        f"| {name} | {value:.3f} |" for name, value in figures.items()
+    ]
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """One line per formula, one geometric mean per family and over all."""
+    lines = [
+        "## Families",
+        "",
+        "SatIn's times are modelled, the others measured. Gain 2: propagations per second with two contexts over one.",
+        "",
+        "| formula | answer | Glucose 4.2 s (propagations) | CaDiCaL 1.9.5 s (propagations) | SatIn s (propagations) |"
+        " SatIn, 2 contexts s | speed-up | with 2 | per propagation | gain 2 | propagations per decision |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    found = [(row, gains(row)) for row in rows]
+    for row, gain in found:
+        answer = {True: "sat", False: "unsat", None: "?"}[row["glucose42"]["answer"]]
+        cells = [f"{row['family']} {row['name']}", answer]
+        cells += [
+            f"{row[k]['seconds']:.3g} ({row[k]['propagations']:,})" for k in ("glucose42", "cadical195", "satin1")
+        ]
+        cells += [f"{row['satin2']['seconds']:.3g}"]
+        cells += [f"{value:.3g}" for value in gain.values()] if gain else ["time limit"] * 5
+        lines.append("| " + " | ".join(cells) + " |")
+    for family in [*dict.fromkeys(row["family"] for row in rows), "all"]:
+        some = [g for row, g in found if g and family in (row["family"], "all")]
+        if some:
+            means = [geometric_mean([g[k] for g in some]) for k in some[0]]
+            spread = f"{min(g['speedup1'] for g in some):.3g} to {max(g['speedup1'] for g in some):.3g}"
+            cells = [f"**{family}**, geometric mean of {len(some)}", "", "", "", f"speed-ups {spread}", ""]
+            lines.append("| " + " | ".join(cells + [f"**{m:.3g}**" for m in means]) + " |")
+    lines += ["", f"The paper's averages over Glucose: {PAPER[1]} with one context, {PAPER[2]} with two (1.57 times)."]
+    return lines
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(statistics.fmean(math.log(v) for v in values))
+
+
+def figure(rows: list[dict[str, Any]]) -> None:
+    """Three panels: hardware speed-up over propagations per decision, gain of two contexts, speed-up by family."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = [(row, gain) for row in rows if (gain := gains(row))]
+    names = list(dict.fromkeys(row["family"] for row, _ in found))
+    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.6))
+    for i, name in enumerate(names):
+        some = [(row, g) for row, g in found if row["family"] == name]
+        colour = f"C{i}"
+        left.scatter(
+            [g["propagations_per_decision"] for _, g in some],
+            [g["hardware"] for _, g in some],
+            color=colour,
+            label=name,
+        )
+        middle.scatter(
+            [row["satin1"]["central_share"] for row, _ in some], [g["contexts"] for _, g in some], color=colour
+        )
+        right.scatter([i] * len(some), [g["speedup1"] for _, g in some], color=colour)
+        right.scatter([i + 0.25] * len(some), [g["speedup2"] for _, g in some], color=colour, marker="^")
+    left.set(
+        xscale="log", yscale="log", xlabel="propagations per decision", ylabel="Glucose s / SatIn s, per propagation"
+    )
+    left.legend(fontsize=8)
+    middle.axhline(PAPER[2] / PAPER[1], color="grey", linestyle="--")
+    middle.text(0.02, 1.58, "paper 1.57", transform=middle.get_yaxis_transform(), fontsize=8)
+    middle.set(xlabel="share of cycles in which the central unit works, 1 context", ylabel="throughput, 2 contexts / 1")
+    for contexts, value in PAPER.items():
+        right.axhline(value, color="grey", linestyle="--")
+        right.text(
+            0.01,
+            value * 1.04,
+            f"paper, {contexts} context{'s' * (contexts > 1)}",
+            transform=right.get_yaxis_transform(),
+            fontsize=8,
+        )
+    right.set(yscale="log", ylabel="Glucose s / SatIn s (dots 1 context, triangles 2)")
+    right.set_xticks(range(len(names)), names, rotation=40, ha="right")
+    fig.suptitle("Modelled SatIn (reconstruction) against Glucose 4.2 measured in the same run")
+    fig.tight_layout()
+    fig.savefig(HERE / "satin.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
