@@ -34,6 +34,7 @@ examples:
   python benchmarks/satin.py --cnf-folder DIR          adds every *.cnf of a folder, for example the CNFs that
                                                        python-sat's source package has in solvers/cadical195.tar.gz
   python benchmarks/satin.py --render                  table and figure again, from results/satin.json
+  python benchmarks/satin.py --drawing docs/satin.png  the machine in one drawing
 """
 
 
@@ -49,7 +50,13 @@ def main() -> None:
     )
     parser.add_argument("--budget", type=float, default=1e9, metavar="S", help="start no formula after so many seconds")
     parser.add_argument("--render", action="store_true", help="only write the table and the figure again")
+    parser.add_argument(
+        "--drawing", type=Path, metavar="FILE", help="only draw the machine, as docs/satin.png shows it"
+    )
     options = parser.parse_args()
+    if options.drawing:
+        draw_machine(options.drawing)
+        return
     if not options.render:
         warm_up()
         if options.only != "families":
@@ -104,11 +111,11 @@ def formulas(options: argparse.Namespace) -> Iterator[tuple[str, str, Any]]:
         "random": [(f"n{n} seed {s}", lambda n=n, s=s: families.random_ksat(n, round(4.26 * n), seed=s))
                    for n in (150, 200) for s in range(3)],
         "pigeonhole": [(str(n), lambda n=n: families.pigeonhole(n)) for n in (6, 7, 8)],
-        "parity": [(str(n), lambda n=n: PAR(size=n).clauses) for n in (3, 4)],
-        "chessboard": [(str(n), lambda n=n: CB(size=n).clauses) for n in (4,)],
-        "ordering": [(str(n), lambda n=n: GT(size=n).clauses) for n in (20, 30, 40)],
+        "parity": [(str(n), lambda n=n: PAR(size=n).clauses) for n in (4, 5)],
+        "chessboard": [(str(n), lambda n=n: CB(size=n).clauses) for n in (4, 5)],
+        "ordering": [(str(n), lambda n=n: GT(size=n).clauses) for n in (10, 15, 20)],
         "adder": [(f"{n} bits", lambda n=n: families.adder_equivalence(n)) for n in (16, 32, 64)],
-        "factoring": [(str(n), lambda n=n: families.factoring(n)) for n in (16381, 65521, 62615533 % 131072 | 1)],
+        "factoring": [(str(n), lambda n=n: families.factoring(n)) for n in (16381, 65521, 251 * 257)],
         "planted": [(f"n{n}", lambda n=n: families.planted_communities(n, 4 * n, seed=n)) for n in (2000, 5000)],
     }  # fmt: skip
     for family, entries in makers.items():
@@ -326,6 +333,57 @@ def figure(rows: list[dict[str, Any]]) -> None:
     fig.suptitle("Modelled SatIn (reconstruction) against Glucose 4.2 measured in the same run")
     fig.tight_layout()
     fig.savefig(HERE / "satin.png", dpi=110)
+
+
+def draw_machine(path: Path) -> None:
+    """The mesh with its inward tree, the central unit and one bank enlarged."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    chip = satin.Machine()
+    timing = chip.timing()
+    fig, axes = plt.subplots(figsize=(13, 7.2))
+    for bank in range(chip.num_banks):
+        row, column = divmod(bank, chip.columns)
+        axes.add_patch(plt.Rectangle((column - 0.3, row - 0.3), 0.6, 0.6, fc="#cfe3f5", ec="#4a7aa8"))
+        if timing.parent[bank] >= 0:
+            to_row, to_column = divmod(int(timing.parent[bank]), chip.columns)
+            arrow = {"arrowstyle": "-|>", "color": "#555555", "lw": 0.8, "shrinkA": 6, "shrinkB": 6}
+            axes.annotate("", (to_column, to_row), (column, row), arrowprops=arrow)
+    row, column = chip.center
+    axes.add_patch(plt.Rectangle((column - 0.4, row - 0.4), 0.8, 0.8, fc="#f4b183", ec="black", zorder=3))
+    central = [
+        "CPU: decisions, 1-UIP analysis, deletion, restarts",
+        "trail: the order in which implications were let out",
+        "received-implication sorter: 1 flit per cycle in,",
+        "drops duplicates, keeps the order of causes",
+        "port: 1 flit per cycle out",
+    ]
+    bank_lines = [
+        f"about {round(chip.capacity / chip.num_banks)} clause nodes, each with literals, their",
+        "state, a count of open ones, LBD, activity",
+        "match, 1 cycle: all nodes see an assignment at once",
+        "a node with one open literal left sends IMPLY",
+        "router: broadcasts out, first come first served in",
+    ]
+    for top, title, colour, lines, target in (
+        (13.2, "Central unit", "#fbe0cc", central, (column, row)),
+        (5.4, f"One bank of {chip.num_banks}", "#e5f0fa", bank_lines, (14.3, 4)),
+    ):
+        axes.add_patch(plt.Rectangle((17, top - 4.6), 12.8, 4.9, fc=colour, ec="black"))
+        axes.text(17.3, top - 0.5, title, weight="bold", fontsize=11)
+        for i, line in enumerate(lines):
+            axes.text(17.3, top - 1.35 - 0.75 * i, line, fontsize=9)
+        axes.annotate("", target, (17, top - 2.2), arrowprops={"arrowstyle": "-", "lw": 1.2, "ls": ":"})
+    note = "arrows: messages to the centre, along the row, then the column; broadcasts run the same tree outwards"
+    axes.text(-0.5, -1.9, note, fontsize=9)
+    axes.set(xlim=(-1, 30), ylim=(-2.5, 16.5), aspect="equal")
+    axes.axis("off")
+    size = f"{chip.rows} x {chip.columns} banks, {chip.capacity:,} clause nodes, {chip.chip_area_mm2:.0f} mm2, 1 ns"
+    axes.set_title(f"SatIn as modelled: {size} (mesh layout: reconstruction)")
+    fig.savefig(path, dpi=100, bbox_inches="tight")
 
 
 if __name__ == "__main__":

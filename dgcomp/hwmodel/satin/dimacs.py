@@ -22,8 +22,8 @@ MAX_VARIABLES = 2**26
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
 _ERRORS = {
-    1: "line {line}: expected an integer literal, got {word!r}; write comments on lines of their own, starting with c",
-    2: "line {line}: expected the header 'p cnf VARIABLES CLAUSES', got {word!r}",
+    1: "line {line}: expected an integer literal, got '{word}'; write comments on lines of their own, starting with c",
+    2: "line {line}: expected the header 'p cnf VARIABLES CLAUSES', got '{word}'",
     3: "line {line}: variable {value} is out of range, the header allows 1 to {limit}; raise the header's number",
     4: "line {line}: the file ends inside a clause; end every clause with 0",
     5: "line {line}: the header promises {limit} clauses, the file has {value}; correct the header",

@@ -145,7 +145,7 @@ def new_state(formula: Formula, *, seed: int, luby: bool, variable_decay: float,
     begin = np.zeros(slots, np.int64)
     size = np.zeros(slots, np.int32)
     size[:num_clauses] = sizes[long]
-    begin[1:num_clauses] = np.cumsum(size[: num_clauses - 1])
+    begin[1:num_clauses] = np.cumsum(size[:num_clauses])[:-1]
     literals = formula.literals[np.repeat(sizes >= 2, sizes)]
     arena = literals.astype(np.int32)
     open_clause = np.zeros((slots, 2), np.int32)
