@@ -42,6 +42,9 @@ REPLY = len(TRACE)  # message kinds are IMPLY, DUPLICATE, CONFLICT and this
 STARVED, WAITING, SLEEPING, DONE = range(4)
 RING = 4096
 
+# by numba: as calls, the two that every hop takes would spend their time on passing the engine's arrays
+inlined = njit(inline="always")
+
 # in_flight, replies_open: messages that this phase, or an analysis, still waits for; clock: end of the last operation
 _CONTEXT = """row rows state phase ready num_original num_sent num_assigned in_flight last_issue last_arrival
 spill_done conflict_open replies_open clock"""
@@ -145,8 +148,15 @@ def run(e: Engine, t: Timing) -> int:
         elif number < e.contexts.size:
             e.contexts[number].state = WAITING
             _advance(e, t, number)
+        elif e.message[number, 0] < 0:
+            _arrive(e, t, number)
         else:
-            _move(e, t, number)
+            # over one link, or from the centre's router into the sorter, which has a message when its last flit is in
+            bank, flits = e.message[number, 0], e.message[number, 3]
+            leave = max(g.now, e.link_free[bank])
+            e.link_free[bank] = leave + flits
+            e.message[number, 0] = t.parent[bank]
+            _push(e, leave + (t.hop if t.parent[bank] >= 0 else flits), number)
 
 
 @kernel
@@ -341,17 +351,9 @@ def _send(e: Engine, t: Timing, time: int, bank: int, context: int, kind: int, f
 
 
 @kernel
-def _move(e: Engine, t: Timing, number: int) -> None:
-    """Take a message over one link, or from the centre's router into the sorter and to its context."""
+def _arrive(e: Engine, t: Timing, number: int) -> None:
+    """Hand a message that is in the sorter to its context."""
     g = e.shared[0]
-    bank, flits = e.message[number, 0], e.message[number, 3]
-    if bank >= 0:
-        leave = max(g.now, e.link_free[bank])
-        e.link_free[bank] = leave + flits
-        e.message[number, 0] = t.parent[bank]
-        # the centre takes a message when its last flit is in
-        _push(e, leave + (t.hop if t.parent[bank] >= 0 else flits), number)
-        return
     e.free[g.num_free] = number
     g.num_free += 1
     context, kind = e.message[number, 1], e.message[number, 2]
@@ -378,7 +380,7 @@ def _log(e: Engine, time: int, context: int, kind: int, a: int, b: int) -> None:
         g.logged += 1
 
 
-@kernel
+@inlined
 def _push(e: Engine, time: int, number: int) -> None:
     """Enter an event for a cycle; what lies beyond the ring waits in its last place and is entered again there."""
     g = e.shared[0]
@@ -392,7 +394,7 @@ def _push(e: Engine, time: int, number: int) -> None:
     g.num_events += 1
 
 
-@kernel
+@inlined
 def _pop(e: Engine) -> int:
     """Take the next event and set the clock to its place in the ring."""
     g = e.shared[0]

@@ -37,7 +37,7 @@ class SatResult:
     """Clause nodes in use and wires; the central CPU and leakage are not counted."""
     stats: dict[str, Any] = field(default_factory=dict)
     """Counts of the context that answered (`conflicts`, `decisions`, `propagations`, ...), `wall_s`, `search_s`,
-    `total_propagations` over all contexts, `cycles_by_kind`, `messages_by_kind`, `watts`, `spilled_clauses`,
+    `context_propagations` and their sum `total_propagations`, `cycles_by_kind`, `messages_by_kind`, `watts`, `spilled_clauses`,
     `central_share` (of the cycles, in which the central unit is busy), ..."""
 
 
@@ -243,8 +243,9 @@ class _Run:
 
     def stats(self, index: int) -> dict[str, Any]:
         """Counts so far, of one context and of all."""
-        found = {name: int(self._register(index, name)) for name in COUNTERS}
-        found["total_propagations"] = sum(int(self._register(i, "propagations")) for i in range(len(self.contexts)))
+        found: dict[str, Any] = {name: self._register(index, name) for name in COUNTERS}
+        found["context_propagations"] = [self._register(i, "propagations") for i in range(len(self.contexts))]
+        found["total_propagations"] = sum(found["context_propagations"])
         return found | {"cycles": self._cycles(index), "clauses": self.formula.num_clauses}
 
     def _cycles(self, index: int) -> int:
