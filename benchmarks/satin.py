@@ -259,8 +259,8 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## Families",
         "",
-        "SatIn's times are modelled, the others measured. Gain 2: what the two searches of two contexts would have taken one"
-        " after the other, over what they took together.",
+        "SatIn's times are modelled, the others measured. Gain 2: what the two searches of two contexts would have taken"
+        " one after the other, over what they took together.",
         "",
         "| formula | answer | Glucose 4.2 s (propagations) | CaDiCaL 1.9.5 s (propagations) | SatIn s (propagations) |"
         " SatIn, 2 contexts s | speed-up | with 2 | per propagation | gain 2 | propagations per decision |",
