@@ -259,7 +259,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## Families",
         "",
-        "SatIn's times are modelled, the others measured. Gain 2: what the two searches of two contexts would have taken"
+        "SatIn's times are modelled, the others measured. Gain 2: what the searches of two contexts would have taken"
         " one after the other, over what they took together.",
         "",
         "| formula | answer | Glucose 4.2 s (propagations) | CaDiCaL 1.9.5 s (propagations) | SatIn s (propagations) |"

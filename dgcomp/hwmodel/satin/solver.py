@@ -37,8 +37,8 @@ class SatResult:
     """Clause nodes in use and wires; the central CPU and leakage are not counted."""
     stats: dict[str, Any] = field(default_factory=dict)
     """Counts of the context that answered (`conflicts`, `decisions`, `propagations`, ...), `context_propagations` and
-    their sum `total_propagations`, `cycles_by_kind`, `messages_by_kind`, `watts`, `spilled_clauses`, `central_share` (of
-    the cycles, in which the central unit is busy); real times `load_s`, `search_s` and `wall_s`."""
+    their sum `total_propagations`, `cycles_by_kind`, `messages_by_kind`, `watts`, `spilled_clauses`, `central_share`
+    (of the cycles, in which the central unit is busy); real times `load_s`, `search_s` and `wall_s`."""
 
 
 @dataclass(slots=True)
