@@ -50,6 +50,7 @@ TRACE = _KINDS.split()
 
 FREE, ORIGINAL, LEARNED = 0, 1, 2
 ADD, REMOVE = 0, 1
+MAX_STRENGTHENED = 8  # clauses per conflict
 
 _INTEGERS = """queue_head trail_size level num_slots num_free num_learned arena_used occurrence_used trace_used
 proof_used heap_size learned_size learned_lbd backjump num_weak pending asserted_until num_original spill_from
@@ -137,81 +138,82 @@ def new_state(formula: Formula, *, seed: int, luby: bool, variable_decay: float,
 
     Seed 0 decides the lowest variable first and false first; other seeds shuffle both.
     """
-    num_vars = formula.num_vars
-    sizes = np.diff(formula.offsets)
-    long = np.flatnonzero(sizes >= 2)
-    num_clauses = len(long)
-    slots = num_clauses + max(1024, num_clauses // 4)
-    begin = np.zeros(slots, np.int64)
-    size = np.zeros(slots, np.int32)
-    size[:num_clauses] = sizes[long]
-    begin[1:num_clauses] = np.cumsum(size[:num_clauses])[:-1]
-    literals = formula.literals[np.repeat(sizes >= 2, sizes)]
-    arena = literals.astype(np.int32)
-    open_clause = np.zeros((slots, 2), np.int32)
-    open_clause[:num_clauses, 0] = size[:num_clauses]
-    if num_clauses:
-        open_clause[:num_clauses, 1] = np.bitwise_xor.reduceat(literals, begin[:num_clauses])
-    status = np.zeros(slots, np.int8)
-    status[:num_clauses] = ORIGINAL
-    occurrence_begin, occurrence_size, capacity, occurrence = _occurrences(literals, size[:num_clauses], num_vars)
+    variables, clauses = _variable_arrays(formula.num_vars, seed), _clause_arrays(formula)
+    r = np.zeros(1, REGISTERS)
+    r["num_slots"] = r["num_original"] = np.count_nonzero(clauses["status"])
+    r["arena_used"], r["occurrence_used"] = len(clauses["arena"]), len(clauses["occurrence"])
+    r["heap_size"], r["variable_decay"] = formula.num_vars, variable_decay
+    r["tracing"], r["proving"], r["luby"] = tracing, proving, luby
+    r["spill_from"] = r["max_learned"] = 2**31
+    r["next_reduce"], r["luby_u"], r["luby_v"] = 2000, 1, 1
+    r["variable_increment"] = r["clause_increment"] = 1.0
+    empty: dict[str, NDArray[Any]] = {"trace": np.zeros((0, 3), np.int32), "proof": np.zeros(0, np.int32)}
+    return grow(State(registers=r, **variables, **clauses, **empty))
+
+
+def _variable_arrays(num_vars: int, seed: int) -> dict[str, NDArray[Any]]:
+    """Everything that has one entry per variable, literal or level."""
     random = np.random.default_rng(seed)
     activity = random.random(num_vars) * 1e-3 if seed else np.zeros(num_vars)
     order = np.argsort(-activity, kind="stable").astype(np.int32)
-    registers = np.zeros(1, REGISTERS)
-    registers["num_slots"] = registers["num_original"] = num_clauses
-    registers["arena_used"], registers["occurrence_used"] = len(literals), int(capacity.sum())
-    registers["heap_size"], registers["variable_decay"] = num_vars, variable_decay
-    registers["tracing"], registers["proving"], registers["luby"] = tracing, proving, luby
-    registers["spill_from"] = registers["max_learned"] = 2**31
-    registers["next_reduce"], registers["luby_u"], registers["luby_v"] = 2000, 1, 1
-    registers["variable_increment"] = registers["clause_increment"] = 1.0
-    state = State(
-        registers=registers,
-        value=np.zeros(2 * num_vars, np.int8),
-        level=np.zeros(num_vars, np.int32),
-        position=np.zeros(num_vars, np.int32),
-        reason=np.full(num_vars, -1, np.int32),
-        phase=random.integers(0, 2, num_vars, dtype=np.int8) if seed else np.ones(num_vars, np.int8),
-        trail=np.zeros(num_vars, np.int32),
-        level_begin=np.zeros(num_vars + 2, np.int32),
-        activity=activity,
-        heap=order,
-        heap_index=np.argsort(order).astype(np.int32),
-        seen=np.zeros(num_vars, np.int8),
-        learned=np.zeros(num_vars + 1, np.int32),
-        resolved=np.zeros(num_vars + 1, np.int32),
-        stamp=np.zeros(num_vars + 2, np.int64),
-        weak=np.zeros((8, 2), np.int32),
-        begin=begin,
-        size=size,
-        status=status,
-        lbd=np.zeros(slots, np.int32),
-        clause_activity=np.zeros(slots),
-        free_slots=np.zeros(slots, np.int32),
-        open_clause=open_clause,
-        arena=arena,
-        occurrence_begin=occurrence_begin,
-        occurrence_size=occurrence_size,
-        occurrence_capacity=capacity,
-        occurrence=occurrence,
-        trace=np.zeros((0, 3), np.int32),
-        proof=np.zeros(0, np.int32),
-    )
-    return grow(state)
+    names = ("level", "position", "trail")
+    zeros: dict[str, NDArray[Any]] = {name: np.zeros(num_vars, np.int32) for name in names}
+    return zeros | {
+        "value": np.zeros(2 * num_vars, np.int8),
+        "reason": np.full(num_vars, -1, np.int32),
+        "phase": random.integers(0, 2, num_vars, dtype=np.int8) if seed else np.ones(num_vars, np.int8),
+        "level_begin": np.zeros(num_vars + 2, np.int32),
+        "activity": activity,
+        "heap": order,
+        "heap_index": np.argsort(order).astype(np.int32),
+        "seen": np.zeros(num_vars, np.int8),
+        "learned": np.zeros(num_vars + 1, np.int32),
+        "resolved": np.zeros(num_vars + 1, np.int32),
+        "stamp": np.zeros(num_vars + 2, np.int64),
+        "weak": np.zeros((MAX_STRENGTHENED, 2), np.int32),
+    }
 
 
-def _occurrences(literals: Int, size: Int, num_vars: int) -> tuple[NDArray[np.int64], Int, Int, Int]:
+def _clause_arrays(formula: Formula) -> dict[str, NDArray[Any]]:
+    """Everything that has one entry per slot or literal of a clause; holds the clauses of two or more literals."""
+    sizes = np.diff(formula.offsets)
+    literals = formula.literals[np.repeat(sizes >= 2, sizes)]
+    sizes = sizes[sizes >= 2]
+    count = len(sizes)
+    slots = count + max(1024, count // 4)
+    arrays: dict[str, NDArray[Any]] = {
+        "begin": np.zeros(slots, np.int64),
+        "size": np.zeros(slots, np.int32),
+        "status": np.zeros(slots, np.int8),
+        "lbd": np.zeros(slots, np.int32),
+        "clause_activity": np.zeros(slots),
+        "free_slots": np.zeros(slots, np.int32),
+        "open_clause": np.zeros((slots, 2), np.int32),
+        "arena": literals.astype(np.int32),
+    }
+    arrays["size"][:count], arrays["status"][:count] = sizes, ORIGINAL
+    arrays["begin"][1:count] = np.cumsum(sizes)[:-1]
+    arrays["open_clause"][:count, 0] = sizes
+    if count:
+        arrays["open_clause"][:count, 1] = np.bitwise_xor.reduceat(literals, arrays["begin"][:count])
+    return arrays | _occurrences(literals, arrays["size"][:count], formula.num_vars)
+
+
+def _occurrences(literals: Int, size: Int, num_vars: int) -> dict[str, NDArray[Any]]:
     """Lists of slots per literal, each with room to grow by a half and in the order of the slots."""
     count = np.bincount(literals, minlength=2 * num_vars).astype(np.int32)
     capacity = (count + count // 2 + 4).astype(np.int32)
-    begin = np.concatenate([[0], np.cumsum(capacity[:-1], dtype=np.int64)]) if num_vars else np.zeros(0, np.int64)
+    begin = np.cumsum(capacity, dtype=np.int64) - capacity
     occurrence = np.zeros(int(capacity.sum()), np.int32)
-    order = np.argsort(literals, kind="stable")
-    packed = np.repeat(np.arange(len(size), dtype=np.int32), size)[order]
-    first = np.concatenate([[0], np.cumsum(count[:-1], dtype=np.int64)]) if num_vars else begin
+    packed = np.repeat(np.arange(len(size), dtype=np.int32), size)[np.argsort(literals, kind="stable")]
+    first = np.cumsum(count, dtype=np.int64) - count
     occurrence[np.arange(len(packed)) + np.repeat(begin - first, count)] = packed
-    return begin, count, capacity, occurrence
+    return {
+        "occurrence_begin": begin,
+        "occurrence_size": count,
+        "occurrence_capacity": capacity,
+        "occurrence": occurrence,
+    }
 
 
 def grow(state: State) -> State:
