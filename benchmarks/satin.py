@@ -29,6 +29,7 @@ PAPER = {1: 72, 2: 113}
 EPILOG = """\
 examples:
   python benchmarks/satin.py --only speed              propagations per second, loading 100k clauses
+  python benchmarks/satin.py --only trend              speed-up over propagations per decision, all else equal
   python benchmarks/satin.py --only families           the comparison (about three minutes; needs python-sat)
   python benchmarks/satin.py --only families --family random --time-limit 5
   python benchmarks/satin.py --cnf-folder DIR          adds every *.cnf of a folder, for example the CNFs that
@@ -42,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=("speed", "families"), help="one part; default both")
+    parser.add_argument("--only", choices=("speed", "trend", "families"), help="one part; default all")
     parser.add_argument("--family", action="append", help="one family, may be given again; default all")
     parser.add_argument("--cnf-folder", type=Path, help="folder with more DIMACS files")
     parser.add_argument(
@@ -59,9 +60,11 @@ def main() -> None:
         return
     if not options.render:
         warm_up()
-        if options.only != "families":
+        if options.only in (None, "speed"):
             append("speed", speed())
-        if options.only != "speed":
+        if options.only in (None, "trend"):
+            append("trend", {"points": trend(options.time_limit)})
+        if options.only in (None, "families"):
             compare(options)
     render()
 
@@ -103,6 +106,27 @@ def speed() -> dict[str, Any]:
     return found
 
 
+def trend(limit: float) -> list[dict[str, Any]]:
+    """Conflict-free formulas in which every decision implies a chosen number of literals, in one wave or in four."""
+    points = []
+    for depth in (1, 4):
+        for width in (1, 4, 16, 64, 256):
+            clauses = families.fan_out(max(20_000 // (width * depth), 8), width, depth)
+            glucose = software("glucose42", clauses, limit)
+            one, two = (modelled(satin.as_formula(clauses), c, limit) for c in (1, 2))
+            points.append(
+                {
+                    "depth": depth,
+                    "propagations_per_decision": one["propagations"] / one["decisions"],
+                    "glucose_ns": 1e9 * glucose["seconds"] / glucose["propagations"],
+                    "satin_ns": 1e9 * one["seconds"] / one["propagations"],
+                    "gain2": one["seconds"] * sum(two["context_propagations"]) / one["propagations"] / two["seconds"],
+                }
+            )
+            print(points[-1])
+    return points
+
+
 def formulas(options: argparse.Namespace) -> Iterator[tuple[str, str, Any]]:
     """Family, name and clauses; python-sat makes parity and ordering."""
     from pysat.examples.genhard import CB, GT, PAR
@@ -114,9 +138,9 @@ def formulas(options: argparse.Namespace) -> Iterator[tuple[str, str, Any]]:
         "parity": [(str(n), lambda n=n: PAR(size=n).clauses) for n in (4, 5)],
         "chessboard": [(str(n), lambda n=n: CB(size=n).clauses) for n in (4, 5)],
         "ordering": [(str(n), lambda n=n: GT(size=n).clauses) for n in (10, 15, 20)],
-        "adder": [(f"{n} bits", lambda n=n: families.adder_equivalence(n)) for n in (16, 32, 64)],
-        "factoring": [(str(n), lambda n=n: families.factoring(n)) for n in (16381, 65521, 251 * 257)],
-        "planted": [(f"n{n}", lambda n=n: families.planted_communities(n, 4 * n, seed=n)) for n in (2000, 5000)],
+        "adder": [(f"{n} bits", lambda n=n: families.adder_equivalence(n)) for n in (32, 64, 128)],
+        "factoring": [(str(n), lambda n=n: families.factoring(n)) for n in (65521, 1048573, 4093 * 4091)],
+        "planted": [(f"n{n}", lambda n=n: families.planted_communities(n, 4 * n, seed=n)) for n in (2000, 5000, 20000)],
     }  # fmt: skip
     for family, entries in makers.items():
         for name, make in entries:
@@ -215,20 +239,20 @@ def cpu_name() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
 
 
-def gains(row: dict[str, Any]) -> dict[str, float] | None:
-    """Ratios of one formula, or None if a solver did not finish."""
-    if any(row[k]["answer"] is None for k in ("glucose42", "satin1", "satin2", "other")):
-        return None
-    glucose, one, two = row["glucose42"], row["satin1"], row["satin2"]
+def gains(row: dict[str, Any]) -> dict[str, float | None]:
+    """Ratios of one formula; None where a solver did not finish."""
+    glucose, one, two, other = (row[k] for k in ("glucose42", "satin1", "satin2", "other"))
+    done = {k: row[k]["answer"] is not None for k in ("glucose42", "satin1", "satin2", "other")}
+    compared = done["glucose42"] and done["satin1"]
     per_propagation = [x["seconds"] / max(x["propagations"], 1) for x in (glucose, one)]
     # what the two searches would have taken one after the other, for the work that they did together
-    alone = [x["seconds"] / max(x["propagations"], 1) for x in (one, row["other"])]
+    alone = [x["seconds"] / max(x["propagations"], 1) for x in (one, other)]
     serial = sum(n * s for n, s in zip(two["context_propagations"], alone, strict=True))
     return {
-        "speedup1": glucose["seconds"] / one["seconds"],
-        "speedup2": glucose["seconds"] / two["seconds"],
-        "hardware": per_propagation[0] / per_propagation[1],
-        "contexts": serial / two["seconds"],
+        "speedup1": glucose["seconds"] / one["seconds"] if compared else None,
+        "speedup2": glucose["seconds"] / two["seconds"] if done["glucose42"] and done["satin2"] else None,
+        "hardware": per_propagation[0] / per_propagation[1] if compared else None,
+        "contexts": serial / two["seconds"] if done["satin1"] and done["satin2"] else None,
         "propagations_per_decision": one["propagations"] / max(one["decisions"], 1),
     }
 
@@ -241,9 +265,11 @@ def render() -> None:
     lines = ["# SatIn against Glucose and CaDiCaL", "", __doc__ or "", *speed_lines(newest), "", *table(rows)]
     lines += ["", f"Machine: {records[-1]['machine']}. Versions: {records[-1]['versions']}. Commands:", ""]
     lines += [f"- `{c}` (commit {k})" for c, k in dict.fromkeys((r["command"], r["commit"]) for r in newest.values())]
+    points = next((r["figures"]["points"] for r in newest.values() if r["part"] == "trend"), [])
+    lines[lines.index("## Families") : 0] = trend_lines(points)
     (HERE / "satin.md").write_text("\n".join(lines) + "\n")
-    if any(gains(r) for r in rows):
-        figure(rows)
+    if rows:
+        figure(rows, points)
 
 
 def speed_lines(newest: dict[Any, dict[str, Any]]) -> list[str]:
@@ -252,6 +278,22 @@ def speed_lines(newest: dict[Any, dict[str, Any]]) -> list[str]:
     return ["## The simulator itself", "", "| what | median of 3 |", "| --- | ---: |"] + [
         f"| {name} | {value:.3f} |" for name, value in figures.items()
     ]
+
+
+def trend_lines(points: list[dict[str, Any]]) -> list[str]:
+    """The trend part as a table."""
+    lines = [
+        "## Propagations per decision, all else equal",
+        "",
+        "| waves | propagations per decision | Glucose ns | SatIn ns |",
+    ]
+    lines[-1] += " speed-up per propagation | gain of two contexts |"
+    lines.append("| ---: | ---: | ---: | ---: | ---: | ---: |")
+    for p in points:
+        cells = (p["depth"], p["propagations_per_decision"], p["glucose_ns"], p["satin_ns"])
+        cells += (p["glucose_ns"] / p["satin_ns"], p["gain2"])
+        lines.append("| " + " | ".join(f"{x:.3g}" for x in cells) + " |")
+    return [*lines, ""]
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
@@ -270,35 +312,36 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     for row, gain in found:
         answer = {True: "sat", False: "unsat", None: "?"}[row["glucose42"]["answer"]]
         cells = [f"{row['family']} {row['name']}", answer]
-        cells += [
-            f"{row[k]['seconds']:.3g} ({row[k]['propagations']:,})" for k in ("glucose42", "cadical195", "satin1")
-        ]
-        cells += [f"{row['satin2']['seconds']:.3g}"]
-        cells += [f"{value:.3g}" for value in gain.values()] if gain else ["time limit"] * 5
+        cells += [f"{seconds(row[k])} ({row[k]['propagations']:,})" for k in ("glucose42", "cadical195", "satin1")]
+        cells += [seconds(row["satin2"]), *("-" if value is None else f"{value:.3g}" for value in gain.values())]
         lines.append("| " + " | ".join(cells) + " |")
     for family in [*dict.fromkeys(row["family"] for row in rows), "all"]:
-        some = [g for row, g in found if g and family in (row["family"], "all")]
-        if some:
-            means = [geometric_mean([g[k] for g in some]) for k in some[0]]
-            spread = f"{min(g['speedup1'] for g in some):.3g} to {max(g['speedup1'] for g in some):.3g}"
-            cells = [f"**{family}**, geometric mean of {len(some)}", "", "", "", f"speed-ups {spread}", ""]
-            lines.append("| " + " | ".join(cells + [f"**{m:.3g}**" for m in means]) + " |")
+        some = [gain for row, gain in found if family in (row["family"], "all")]
+        columns = [[value for gain in some if (value := gain[key]) is not None] for key in some[0]]
+        spread = f"speed-ups {min(columns[0]):.3g} to {max(columns[0]):.3g}" if columns[0] else ""
+        cells = [f"**{family}**, geometric mean of {len(some)}", "", "", "", spread, ""]
+        cells += [f"**{geometric_mean(column):.3g}**" if column else "-" for column in columns]
+        lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"The paper's averages over Glucose: {PAPER[1]} with one context, {PAPER[2]} with two (1.57 times)."]
     return lines
+
+
+def seconds(run: dict[str, Any]) -> str:
+    return f"{run['seconds']:.3g}" if run["answer"] is not None else "time limit"
 
 
 def geometric_mean(values: list[float]) -> float:
     return math.exp(statistics.fmean(math.log(v) for v in values))
 
 
-def figure(rows: list[dict[str, Any]]) -> None:
+def figure(rows: list[dict[str, Any]], points: list[dict[str, Any]]) -> None:
     """Three panels: hardware speed-up over propagations per decision, gain of two contexts, speed-up by family."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    found = [(row, gain) for row in rows if (gain := gains(row))]
+    found = [(row, gains(row)) for row in rows]
     names = list(dict.fromkeys(row["family"] for row, _ in found))
     fig, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.6))
     for i, name in enumerate(names):
@@ -318,6 +361,12 @@ def figure(rows: list[dict[str, Any]]) -> None:
     left.set(
         xscale="log", yscale="log", xlabel="propagations per decision", ylabel="Glucose s / SatIn s, per propagation"
     )
+    for depth in dict.fromkeys(p["depth"] for p in points):
+        some = [p for p in points if p["depth"] == depth]
+        x, y = [p["propagations_per_decision"] for p in some], [p["glucose_ns"] / p["satin_ns"] for p in some]
+        left.plot(
+            x, y, "-" if depth == 1 else "--", color="black", label=f"no conflicts, {depth} wave{'s' * (depth > 1)}"
+        )
     left.legend(fontsize=8)
     middle.axhline(PAPER[2] / PAPER[1], color="grey", linestyle="--")
     middle.text(0.02, 1.58, "paper 1.57", transform=middle.get_yaxis_transform(), fontsize=8)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["adder_equivalence", "factoring", "pigeonhole", "planted_communities", "random_ksat"]
+__all__ = ["adder_equivalence", "factoring", "fan_out", "pigeonhole", "planted_communities", "random_ksat"]
 
 Clauses = list[list[int]]
 
@@ -43,6 +43,18 @@ def pigeonhole(holes: int) -> Clauses:
     var = [[p * holes + h + 1 for h in range(holes)] for p in range(holes + 1)]
     exclusive = [[-var[p][h], -var[q][h]] for h in range(holes) for q in range(holes + 1) for p in range(q)]
     return [list(row) for row in var] + exclusive
+
+
+def fan_out(decisions: int, width: int, depth: int = 1) -> Clauses:
+    """Every decision (false first) implies `depth` waves of `width` literals each; no conflicts, satisfiable."""
+    clauses: Clauses = []
+    for decision in range(1, decisions + 1):
+        first = decisions + (decision - 1) * width * depth + 1
+        for wave in range(depth):
+            for i in range(width):
+                variable = first + wave * width + i
+                clauses.append([decision, variable] if wave == 0 else [-(variable - width), variable])
+    return clauses
 
 
 def adder_equivalence(bits: int) -> Clauses:

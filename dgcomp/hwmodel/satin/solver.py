@@ -14,7 +14,7 @@ from dgcomp.hwmodel.satin import events, waves
 from dgcomp.hwmodel.satin.dimacs import Formula, as_formula
 from dgcomp.hwmodel.satin.machine import Machine
 from dgcomp.hwmodel.satin.search import PAUSED, SATISFIABLE, UNSATISFIABLE, assert_units, search
-from dgcomp.hwmodel.satin.state import COUNTERS, TRACE, State, drain, grow, new_state, proof_lines
+from dgcomp.hwmodel.satin.state import ASSERT, ASSIGN, COUNTERS, TRACE, State, drain, grow, new_state, proof_lines
 
 __all__ = ["SatResult", "solve"]
 
@@ -204,14 +204,16 @@ class _Run:
         if self.fidelity == "event":
             return self._step_events()
         index = min(range(len(self.contexts)), key=self._clock)
+        if self.contexts[index].answer != PAUSED:
+            return index  # and no other can be earlier
         trace = self._search(index)
         if self.fidelity == "wave":
-            spill_from = int(self._register(index, "spill_from"))
-            waves.run_waves(self.waves[index], self.timing, trace, spill_from)
-        return index if self.contexts[index].answer != PAUSED else None
+            waves.run_waves(self.waves[index], self.timing, trace, self._register(index, "spill_from"))
+        return None
 
     def _clock(self, index: int) -> float:
-        return float(self.waves[index].totals["now"][0] or self._register(index, "propagations"))
+        waved = self.fidelity == "wave"
+        return float(self.waves[index].totals["now"][0] if waved else self._register(index, "propagations"))
 
     def _step_events(self) -> int | None:
         starving = events.run(self.engine, self.timing)
@@ -244,9 +246,15 @@ class _Run:
     def stats(self, index: int) -> dict[str, Any]:
         """Counts so far, of one context and of all."""
         found: dict[str, Any] = {name: self._register(index, name) for name in COUNTERS}
-        found["context_propagations"] = [self._register(i, "propagations") for i in range(len(self.contexts))]
+        found["context_propagations"] = [self._propagations(i) for i in range(len(self.contexts))]
         found["total_propagations"] = sum(found["context_propagations"])
         return found | {"cycles": self._cycles(index), "clauses": self.formula.num_clauses}
+
+    def _propagations(self, index: int) -> int:
+        """Broadcast assignments; with events those played, which the search is ahead of."""
+        if self.fidelity == "event":
+            return int(self.engine.counts[index, [ASSERT, ASSIGN]].sum())
+        return self._register(index, "propagations")
 
     def _cycles(self, index: int) -> int:
         if self.fidelity == "event":
