@@ -114,7 +114,7 @@ def speed() -> dict[str, Any]:
 
 
 def trend(limit: float) -> list[dict[str, Any]]:
-    """Conflict-free formulas in which every decision implies a chosen number of literals, in one wave or in four."""
+    """Formulas without conflicts in which every decision implies a chosen number of literals, side by side or in chains."""
     points = []
     for depth in (1, 4):
         for width in (1, 4, 16, 64, 256):
@@ -270,19 +270,20 @@ def render() -> None:
     records = json.loads((HERE / "satin.json").read_text())
     newest = {(r["part"], r["figures"].get("family"), r["figures"].get("name")): r for r in records}
     rows = [r["figures"] for r in newest.values() if r["part"] == "families"]
-    lines = ["# SatIn against Glucose and CaDiCaL", "", __doc__ or "", *speed_lines(newest), "", *table(rows)]
+    points = next((r["figures"]["points"] for r in newest.values() if r["part"] == "trend"), [])
+    lines = ["# SatIn against Glucose and CaDiCaL", "", __doc__ or "", *speed_lines(newest), "", *trend_lines(points)]
+    lines += table(rows) if rows else []
     lines += ["", f"Machine: {records[-1]['machine']}. Versions: {records[-1]['versions']}. Commands:", ""]
     lines += [f"- `{c}` (commit {k})" for c, k in dict.fromkeys((r["command"], r["commit"]) for r in newest.values())]
-    points = next((r["figures"]["points"] for r in newest.values() if r["part"] == "trend"), [])
-    lines[lines.index("## Families") : 0] = trend_lines(points)
-    write_guide([line for line in lines if line.startswith("| **") or line in HEADER])
+    if rows:
+        write_guide([line for line in lines if line.startswith("| **") or line in HEADER])
     (HERE / "satin.md").write_text("\n".join(lines) + "\n")
     if rows:
         figure(rows, points)
 
 
 def write_guide(means: list[str]) -> None:
-    """Put the geometric means between the marks in docs/satin.md, without the columns that only single formulas fill."""
+    """Put the geometric means between the marks in docs/satin.md, without the columns that stay empty for them."""
     kept = [[cell for i, cell in enumerate(line.strip("|").split("|")) if i not in (1, 2, 3, 5)] for line in means]
     kept[0][1:2] = [" range of speed-ups "]
     before, rest = GUIDE.read_text().split("<!-- means -->\n")
@@ -304,7 +305,7 @@ def trend_lines(points: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## Propagations per decision, all else equal",
         "",
-        "| waves | propagations per decision | Glucose ns | SatIn ns |",
+        "| chain | propagations per decision | Glucose ns | SatIn ns |",
     ]
     lines[-1] += " speed-up per propagation | gain of two contexts |"
     lines.append("| ---: | ---: | ---: | ---: | ---: | ---: |")
@@ -381,9 +382,7 @@ def figure(rows: list[dict[str, Any]], points: list[dict[str, Any]]) -> None:
     for depth in dict.fromkeys(p["depth"] for p in points):
         some = [p for p in points if p["depth"] == depth]
         x, y = [p["propagations_per_decision"] for p in some], [p["glucose_ns"] / p["satin_ns"] for p in some]
-        left.plot(
-            x, y, "-" if depth == 1 else "--", color="black", label=f"no conflicts, {depth} wave{'s' * (depth > 1)}"
-        )
+        left.plot(x, y, "-" if depth == 1 else "--", color="black", label=f"no conflicts, chains of {depth}")
     left.legend(fontsize=8)
     middle.axhline(PAPER[2] / PAPER[1], color="grey", linestyle="--")
     middle.text(0.02, 1.58, "paper 1.57", transform=middle.get_yaxis_transform(), fontsize=8)

@@ -45,15 +45,15 @@ def pigeonhole(holes: int) -> Clauses:
     return [list(row) for row in var] + exclusive
 
 
-def fan_out(decisions: int, width: int, depth: int = 1) -> Clauses:
-    """Every decision (false first) implies `depth` waves of `width` literals each; no conflicts, satisfiable."""
+def fan_out(groups: int, width: int, depth: int = 1) -> Clauses:
+    """Groups of equal variables: deciding one implies its group, `width` chains of `depth`; satisfiable, no conflicts."""
     clauses: Clauses = []
-    for decision in range(1, decisions + 1):
-        first = decisions + (decision - 1) * width * depth + 1
-        for wave in range(depth):
-            for i in range(width):
-                variable = first + wave * width + i
-                clauses.append([decision, variable] if wave == 0 else [-(variable - width), variable])
+    for group in range(groups):
+        root = group * (width * depth + 1) + 1
+        for i in range(width):
+            chain = [root, *(root + 1 + wave * width + i for wave in range(depth))]
+            for x, y in zip(chain, chain[1:], strict=False):
+                clauses += [[-x, y], [x, -y]]
     return clauses
 
 

@@ -136,7 +136,7 @@ def log_clause(s: State, kind: int, literals: Int) -> None:
 def new_state(formula: Formula, *, seed: int, luby: bool, variable_decay: float, tracing: bool, proving: bool) -> State:
     """Arrays with every clause of two or more literals in its slot, in the formula's order; the caller asserts units.
 
-    Seed 0 decides the lowest variable first and false first; other seeds shuffle both.
+    Seed 0 decides false first and breaks ties of activity by the heap; other seeds shuffle both.
     """
     variables, clauses = _variable_arrays(formula.num_vars, seed), _clause_arrays(formula)
     r = np.zeros(1, REGISTERS)
