@@ -114,7 +114,7 @@ def speed() -> dict[str, Any]:
 
 
 def trend(limit: float) -> list[dict[str, Any]]:
-    """Formulas without conflicts in which every decision implies a chosen number of literals, side by side or in chains."""
+    """Formulas without conflicts in which every decision implies so many literals, side by side or in chains."""
     points = []
     for depth in (1, 4):
         for width in (1, 4, 16, 64, 256):

@@ -46,7 +46,7 @@ def pigeonhole(holes: int) -> Clauses:
 
 
 def fan_out(groups: int, width: int, depth: int = 1) -> Clauses:
-    """Groups of equal variables: deciding one implies its group, `width` chains of `depth`; satisfiable, no conflicts."""
+    """Groups of equal variables: deciding one implies its group, `width` chains of `depth`; never a conflict."""
     clauses: Clauses = []
     for group in range(groups):
         root = group * (width * depth + 1) + 1
