@@ -208,7 +208,6 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
                 print(f"[{name}] loss {loss.item():.2f}  {prof.summary()}", flush=True)
     print(prof.table())
     RESULTS.mkdir(exist_ok=True)
-    _plot_course(prof, [name for name, _, _ in stages], per_stage, data.label, RESULTS / "hardware_step.png")
     prof.export(RESULTS / "hardware_layers.png")
     rows = []
     for report in prof.reports:
@@ -221,6 +220,7 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
                 f"{chip}_priced": 1 - report.not_priced(chip)[0],
             }
         rows.append(row)
+    plot_course(rows, [name for name, _, _ in stages], per_stage, data.label, RESULTS / "hardware_step.png")
     return {
         f"ResNet-20 on {data.label}, batch 64, per training step": rows,
         "VS-Quant 4/4/4/4, the trained network: vector products gated by rounding the scale product": gating(
@@ -266,19 +266,17 @@ def batch(data: ImageData, index: int, size: int = 64) -> tuple[torch.Tensor, to
     return normalize(data.train_images[start : start + size], data), data.train_labels[start : start + size]
 
 
-def _plot_course(prof: hwmodel.Profile, stages: list[str], per_stage: int, label: str, path: Path) -> None:
+def plot_course(rows: list[sweeps.Row], stages: list[str], per_stage: int, label: str, path: Path) -> None:
     """Time and energy of a training step on every accelerator, while the network is pruned and quantized."""
     import matplotlib.figure
 
-    figure = matplotlib.figure.Figure(figsize=(11, 4.2), layout="constrained")
-    steps = [report.step for report in prof.reports]
-    for axis, (unit, factor, title) in zip(
-        figure.subplots(1, 2), (("seconds", 1e6, "microseconds"), ("joules", 1e6, "microjoules")), strict=True
-    ):
-        for name in prof.last.accelerators:
-            share = 1 - prof.last.not_priced(name)[0]
-            values = [getattr(report.total(name), unit) * factor for report in prof.reports]
-            axis.plot(steps, values, marker="o", markersize=3, label=f"{name} ({share:.0%} of MACs priced)")
+    figure = matplotlib.figure.Figure(figsize=(11, 4.4), layout="constrained")
+    chips = [key.removesuffix("_us") for key in rows[0] if key.endswith("_us")]
+    for axis, (unit, title) in zip(figure.subplots(1, 2), (("us", "microseconds"), ("uJ", "microjoules")), strict=True):
+        for chip in chips:
+            name = f"{chip} ({rows[-1][f'{chip}_priced']:.0%} of MACs priced)"
+            values = [row[f"{chip}_{unit}"] for row in rows]
+            axis.plot([row["step"] for row in rows], values, marker="o", markersize=3, label=name)
         for stage, stage_name in enumerate(stages):
             axis.axvline(stage * per_stage, color="0.8", zorder=0)
             axis.text(stage * per_stage, 1.01, f" {stage_name}", fontsize=8, transform=axis.get_xaxis_transform())
@@ -286,9 +284,9 @@ def _plot_course(prof: hwmodel.Profile, stages: list[str], per_stage: int, label
         axis.set_yscale("log")
         axis.set_xlabel("training step")
         axis.set_ylabel(f"{title} per training step")
-    figure.axes[0].legend(fontsize=7)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(
-        f"ResNet-20 on {label}, batch 64: share of weights kept, and bits of weights and activations", fontsize=10
+        f"ResNet-20 on {label}, batch 64: share of weights kept, and their and the activations' bits", fontsize=10
     )
     figure.savefig(path, dpi=120)
 
