@@ -10,10 +10,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the bottom up; a module may import from its own layer or a lower one, and never in a circle.
 LAYERS = (
-    ("kernels", "config", "schedule", "telemetry", "quant.octav", "quant.vector", "quant.estimators", "errors"),
+    ("kernels", "config", "schedule", "telemetry", "errors", "quant.octav", "quant.vector", "quant.estimators"),
     ("wire", "memory", "select", "quant", "sparse", "video"),
     ("exchange", "hwmodel"),
-    ("hook", "state", "attach", "advise", "hwmodel.profile"),
+    ("reduce", "reduce_dense", "replicas", "passes", "state", "hook", "attach", "advise", "hwmodel.profile"),
     ("integrations",),
 )
 

