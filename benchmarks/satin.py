@@ -338,7 +338,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         some = [gain for row, gain in found if family in (row["family"], "all")]
         columns = [[value for gain in some if (value := gain[key]) is not None] for key in some[0]]
         spread = f"speed-ups {min(columns[0]):.3g} to {max(columns[0]):.3g}" if columns[0] else ""
-        cells = [f"**{family}**, geometric mean of {len(some)}", "", "", "", spread, ""]
+        cells = [f"**{family}**, geometric mean of {len(columns[0])} of {len(some)}", "", "", "", spread, ""]
         cells += [f"**{geometric_mean(column):.3g}**" if column else "-" for column in columns]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"The paper's averages over Glucose: {PAPER[1]} with one context, {PAPER[2]} with two (1.57 times)."]
