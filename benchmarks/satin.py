@@ -127,6 +127,7 @@ def trend(limit: float) -> list[dict[str, Any]]:
                     "propagations_per_decision": one["propagations"] / one["decisions"],
                     "glucose_ns": 1e9 * glucose["seconds"] / glucose["propagations"],
                     "satin_ns": 1e9 * one["seconds"] / one["propagations"],
+                    "central_share": one["central_share"],
                     "gain2": one["seconds"] * sum(two["context_propagations"]) / one["propagations"] / two["seconds"],
                 }
             )
@@ -337,7 +338,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         some = [gain for row, gain in found if family in (row["family"], "all")]
         columns = [[value for gain in some if (value := gain[key]) is not None] for key in some[0]]
         spread = f"speed-ups {min(columns[0]):.3g} to {max(columns[0]):.3g}" if columns[0] else ""
-        cells = [f"**{family}**, geometric mean of {len(some)}", "", "", "", spread, ""]
+        cells = [f"**{family}**, geometric mean of {len(columns[0])} of {len(some)}", "", "", "", spread, ""]
         cells += [f"**{geometric_mean(column):.3g}**" if column else "-" for column in columns]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"The paper's averages over Glucose: {PAPER[1]} with one context, {PAPER[2]} with two (1.57 times)."]
@@ -383,7 +384,10 @@ def figure(rows: list[dict[str, Any]], points: list[dict[str, Any]]) -> None:
         some = [p for p in points if p["depth"] == depth]
         x, y = [p["propagations_per_decision"] for p in some], [p["glucose_ns"] / p["satin_ns"] for p in some]
         left.plot(x, y, "-" if depth == 1 else "--", color="black", label=f"no conflicts, chains of {depth}")
-    left.legend(fontsize=8)
+    left.set_xlim(1.5, 4e4)  # room for the legend
+    left.legend(fontsize=8, loc="center right")
+    middle.plot([p["central_share"] for p in points], [p["gain2"] for p in points], "k+", label="no conflicts")
+    middle.legend(fontsize=8)
     middle.axhline(PAPER[2] / PAPER[1], color="grey", linestyle="--")
     middle.text(0.02, 1.58, "paper 1.57", transform=middle.get_yaxis_transform(), fontsize=8)
     middle.set(
