@@ -47,8 +47,8 @@ TASKS = {
 DGC = ("--compress", "dgc", "--density", "0.001", "--warmup-epochs", "1")
 METHODS = {
     "dense": ("--compress", "none"),
-    "dgc-paper": (*DGC, "--codec", "paper"),
-    "dgc-int4": (*DGC, "--codec", "int4"),
+    "dgc-paper": (*DGC, "--codec", "paper", "--leftover-codec", "fp32"),
+    "dgc-int4": (*DGC, "--codec", "int4", "--leftover-codec", "int4"),
 }
 SEEDS = (0, 1, 2)
 

@@ -42,6 +42,7 @@ from benchmarks.shapes import MODELS  # noqa: E402
 RESULTS = Path(__file__).parent / "results" / "bandwidth.json"
 KEY = ("link", "rtt_ms", "loss", "nodes", "model", "method")
 SOAK_RTT_MS, SOAK_LOSS = 10.0, 0.001
+SOAKED = ("dgc_all_gather", "dgc_owner")
 
 
 def main() -> None:
@@ -68,7 +69,7 @@ def main() -> None:
 def measure(cell: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Measure the missing methods of one cell (link, nodes, model) and append their rows."""
     known = {tuple(row[name] for name in KEY) for row in load()}
-    methods = [m for m in arguments.methods if arguments.again or (*cell.values(), m) not in known]
+    methods = [m for m in arguments.methods or METHODS if arguments.again or (*cell.values(), m) not in known]
     if not methods:
         return
     print(f"{cell}: {', '.join(methods)}", flush=True)
@@ -117,7 +118,8 @@ def run_ranks(network: links.Network, job: dict[str, Any], timeout_s: float) -> 
 
 def soak(arguments: argparse.Namespace) -> None:
     """Many steps under loss and delay; print whether all replicas are equal to the bit, and fail if not."""
-    for link, nodes, method in itertools.product(arguments.links, arguments.nodes, arguments.methods):
+    methods = arguments.methods or SOAKED
+    for link, nodes, method in itertools.product(arguments.links, arguments.nodes, methods):
         with links.Network(nodes, link, SOAK_RTT_MS, SOAK_LOSS) as network:
             check(network)
             job = {"model": "soak", "methods": [method], "soak_steps": arguments.soak}
@@ -171,14 +173,20 @@ def _arguments() -> argparse.Namespace:
     add("--loss", nargs="+", type=float, default=[0.0], help="probability that a packet is lost (default: 0)")
     add("--nodes", nargs="+", type=int, default=[4], help="ranks, one namespace each (default: 4)")
     add("--models", nargs="+", default=["resnet50"], choices=[*MODELS, "training"])
-    add("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD",
+    add("--methods", nargs="+", choices=list(METHODS), metavar="METHOD",
         help="; ".join(f"{name}: {title}" for name, title in TITLES.items()))  # fmt: skip
     add("--budget-s", type=float, default=8.0, help="measured seconds for each method, after warm-up (default: 8)")
     add("--min-steps", type=int, default=3, help="measured steps at least (default: 3)")
     add("--warmup-steps", type=int, default=3, help="DDP settles its buckets in the first (default: 3)")
     add("--training-steps", type=int, default=200, help="steps of --models training (default: 200)")
     add("--timeout-s", type=float, default=600.0, help="a cell is stopped after this many seconds (default: 600)")
-    add("--soak", type=int, default=0, metavar="STEPS", help="instead: 0.1 %% loss, 10 ms, bitwise comparison")
+    add(
+        "--soak",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="instead of timing: run so many steps under 0.1 %% loss and 10 ms, and compare the replicas bit by bit",
+    )
     add("--again", action="store_true", help="measure rows anew that are already in the file")
     add("--report", action="store_true", help="measure nothing, write the table and the plot from the file")
     return parser.parse_args()

@@ -47,7 +47,7 @@ class DGCConfig:
     codec: str = "int4"
     """Wire format of sent entries (docs/wire.md): "int4", "int8", "bf16", "fp32", "sign" or the "paper"'s 48 bits."""
 
-    leftover_codec: str = "int8"
+    leftover_codec: str = "int4"
     """Wire format of the tensors of fewer than two dimensions (biases, norms), which are always sent whole."""
 
     exchange: str = "all_gather"

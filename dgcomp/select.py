@@ -2,7 +2,7 @@
 
 The update kernel finds the candidates, all entries of at least the threshold, in its one pass over memory. From them
 `select_fixed` takes the k largest. `next_threshold` aims a little below this step's k-th magnitude, so that the next
-step finds somewhat more than k candidates: too few cost a second pass over the tensor, too many cost little. This
+step finds more than k candidates: too few cost a second pass over the tensor, a few too many cost almost nothing. This
 replaces the sampling and the adaptation rounds in each step of Lin et al., ICLR 2018, sec. 5, of which only the sampled
 first guess is left, `initial_threshold`.
 """
@@ -15,8 +15,10 @@ from torch import Tensor
 
 from dgcomp import kernels
 
-# Candidates per wanted entry that a threshold aims at, between 1 (a second pass every other step) and 2.
-TARGET_RATIO = 1.5
+_TARGET_RATIO = 2.0  # candidates per wanted entry that a reused threshold aims at
+_SAMPLED_RATIO = 1.5  # the same for a sampled one, which is for this step and knows no noise but its own
+_FIRST_MARGIN = 0.035  # in log magnitude, where nothing is known yet
+_SMALL_MARGIN, _SMALL_SURPLUS = 0.01, 0.05  # in log magnitude, and in log candidates
 # Entries of a sample that should lie above the threshold: their number has a standard deviation of a sixteenth.
 _SAMPLED_HITS = 256
 _SMALLEST_FLOAT32 = 2.0**-149  # every entry that is not zero reaches it
@@ -54,26 +56,28 @@ def initial_threshold(residual: Tensor, k: int, seed: int) -> float:
     """Estimate from a sample a threshold that about 1.5 k entries of `residual` reach.
 
     Every s-th entry from a random start is looked at, s odd so that rows of even length do not put all samples into few
-    columns; s is chosen for 256 expected hits, which at a density of 0.1 % is 170,000 samples. Returns infinity for
-    k = 0, and 0.0 if so many entries are zero. The paper samples 0.1 to 1 % (sec. 5).
+    columns; s is chosen for 256 expected hits, 170,000 samples at a density of 0.1 %. Returns infinity for
+    k = 0, and the smallest positive float32 if too many entries are zero. The paper samples 0.1 to 1 % (sec. 5).
     """
     numel = residual.numel()
     if k <= 0 or numel == 0:
         return math.inf
-    wanted = min(TARGET_RATIO * k, numel)
+    wanted = min(_SAMPLED_RATIO * k, numel)
     stride = int(wanted / _SAMPLED_HITS) | 1
     start = int(_generator(seed).integers(min(stride, numel)))
     sample = residual[start::stride].abs()
     num_hits = min(max(round(sample.numel() * wanted / numel), 1), sample.numel())
     threshold = float(_kth_largest(sample, num_hits))
-    return math.inf if math.isnan(threshold) else threshold
+    return math.inf if math.isnan(threshold) else max(threshold, _SMALLEST_FLOAT32)
 
 
 def next_threshold(threshold: float, count: int, k: int, kth_magnitude: float) -> float:
-    """Aim at 1.5 k candidates in the next step.
+    """Aim at twice k candidates in the next step, of which the noise of the gradients leaves k to 2 k on average.
 
-    Two points of the tail are known, `count` entries of at least `threshold` and k of at least `kth_magnitude`. The
-    tail between them is taken as a power law, whose exponent is kept within [1, 8] where the points are too close.
+    Just below the k-th magnitude the tail is steep (at a density of 0.1 % a threshold lower by 1 % gives some 4 times
+    the candidates), and how steep depends on density and momentum. So the margin in log magnitude that this step had,
+    and the log of the surplus that it gave, set the next margin; two small constants keep the quotient tame where both
+    vanish. After a miss the margin is four times the shortfall. benchmarks/kernels.py counts the misses.
 
     Parameters
     ----------
@@ -87,22 +91,20 @@ def next_threshold(threshold: float, count: int, k: int, kth_magnitude: float) -
     """
     if k <= 0:
         return math.inf
-    if kth_magnitude <= 0.0 or not math.isfinite(kth_magnitude):
-        return 0.0
-    exponent = _tail_exponent(threshold, count, k, kth_magnitude)
-    return kth_magnitude * math.pow(TARGET_RATIO, -1.0 / exponent)
-
-
-def _tail_exponent(threshold: float, count: int, k: int, kth_magnitude: float) -> float:
-    """a in `count / k = (threshold / kth_magnitude) ** -a`."""
-    if count <= 0 or not 0.0 < threshold < math.inf or threshold == kth_magnitude or count == k:
-        return 3.0
-    return min(max(math.log(count / k) / math.log(kth_magnitude / threshold), 1.0), 8.0)
+    if not 0.0 < kth_magnitude < math.inf:
+        return _SMALLEST_FLOAT32 if kth_magnitude <= 0.0 else threshold
+    if count <= 0 or not 0.0 < threshold < math.inf:
+        return kth_magnitude * math.exp(-_FIRST_MARGIN)
+    margin = math.log(kth_magnitude / threshold)
+    if count < k:
+        return kth_magnitude * math.exp(-max(-4.0 * margin, _SMALL_MARGIN))
+    per_surplus = (max(margin, 0.0) + _SMALL_MARGIN * _SMALL_SURPLUS) / (math.log(count / k) + _SMALL_SURPLUS)
+    return kth_magnitude * math.exp(-math.log(_TARGET_RATIO) * per_surplus)
 
 
 def _search_everything(residual: Tensor, k: int, seed: int) -> Tensor:
     """A second pass with a sampled threshold; and a third over all that is not zero, should the sample have misled."""
-    threshold = max(initial_threshold(residual, k, seed), _SMALLEST_FLOAT32)
+    threshold = initial_threshold(residual, k, seed)
     chosen = kernels.keep_largest(residual, kernels.find_at_least(residual, threshold), k)
     if chosen.numel() < k:
         chosen = kernels.keep_largest(residual, kernels.find_at_least(residual, _SMALLEST_FLOAT32), k)

@@ -19,7 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from dgcomp.config import DGCConfig
 from dgcomp.errors import raise_if_different, raise_together
 from dgcomp.exchange import NodeGroups, Regions, node_groups
+from dgcomp.exchange.auto import AutoExchange
 from dgcomp.memory import GradientMemory, ParameterSettings, check_parameters, flat_view
+from dgcomp.passes import Passes
 from dgcomp.reduce import DensePart, Report, Step, finish_dense, reduce_sparse, ring_bytes, start_dense
 from dgcomp.replicas import check_replicas
 from dgcomp.schedule import density_at
@@ -79,7 +81,6 @@ class DGCState:
         self.memory = GradientMemory(named, settings or {name: default for name, _ in named})
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in named}
         self._may_skip = bool(model.find_unused_parameters or getattr(model, "static_graph", False))
-        self._is_bucket_view = bool(model.gradient_as_bucket_view)
         self._step: Step | None = None
         self._buffers: list[Tensor] = []
         self._futures: list[torch.futures.Future[Tensor]] = []
@@ -88,18 +89,12 @@ class DGCState:
         self._node_sums: list[Any] = []
         self._regions = Regions()
         self._nodes = self._make_nodes()
-        self._earlier: dict[str, Tensor] = {}
-        self._has_delivered = False
-        self._is_same_update = False
-        self._skip_update = False
-        self._handles = [model.register_forward_pre_hook(self._before_forward)]
-        if optimizer is not None:
-            self._handles.append(optimizer.register_step_pre_hook(self._before_update))
-            self._handles.append(optimizer.register_step_post_hook(self._after_update))
+        self._passes = Passes(model, self._names, optimizer, is_bucket_view=bool(model.gradient_as_bucket_view))
 
         raise_if_different(_digest(self.config.to_dict()), "the DGCConfigs", group=self.group, device=self._device)
         raise_if_different(self.memory.layout_tag, "parameter names or shapes", group=self.group, device=self._device)
         check_replicas(self.memory.slots, self.group)
+        self._auto = self._make_auto() if self.config.exchange == "auto" else None
 
     @property
     def step(self) -> int:
@@ -167,6 +162,7 @@ class DGCState:
         return {
             "steps": counters.steps,
             "nonfinite_steps": counters.nonfinite_steps,
+            "exchange": "two_level" if self._nodes else counters.last_exchange,
             "density": counters.last.get("density", self.config.density),
             "bytes_sent": counters.bytes_sent,
             "bytes_received": counters.network_bytes_received,
@@ -185,9 +181,7 @@ class DGCState:
 
     def close(self) -> None:
         """Take the state's hooks off the model and the optimizer; a communication hook stays where it is."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._passes.close()
 
     def add_bucket(self, bucket: dist.GradBucket, future: torch.futures.Future[Tensor]) -> None:
         """Take one bucket of the current backward pass; the last one completes the step and all futures."""
@@ -213,6 +207,16 @@ class DGCState:
     def _device(self) -> torch.device:
         return self.memory.residual.device
 
+    def _make_auto(self) -> AutoExchange:
+        value_format = self.config.codec.split("+")[0]
+        return AutoExchange(
+            max(1, self.memory.sparse_numel),
+            self.config.density,
+            self.group,
+            codec="fp32" if value_format == "auto" else value_format,
+            leftover_numel=self.memory.leftover_numel,
+        )
+
     def _make_nodes(self) -> NodeGroups | None:
         ranks_per_node = self.config.ranks_per_node
         if ranks_per_node == 1:
@@ -226,22 +230,25 @@ class DGCState:
         if self.config.check_every and self.step % self.config.check_every == 0:
             check_replicas(self.memory.slots, self.group)
         scaler = self.grad_scaler
+        density = density_at(self.step, self.config)
         self._step = Step(
             number=self.step,
-            density=density_at(self.step, self.config),
-            exchange=self._exchange_at(self.step),
+            density=density,
+            exchange=self._exchange_at(self.step, density),
             loss_scale=float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else 1.0,
-            is_additional=bool(self._earlier) and self._is_same_update,
+            is_additional=self._passes.is_additional,
             regions=self._regions,
             nodes=self._nodes,
             may_skip_parameters=self._may_skip,
         )
 
-    def _exchange_at(self, step: int) -> str:
-        is_warming_up = step < self.config.warmup_steps
-        if is_warming_up and self.config.warmup == "dense":
+    def _exchange_at(self, step: int, density: float) -> str:
+        if step < self.config.warmup_steps and self.config.warmup == "dense":
             return "dense_bf16"
-        return self.config.exchange
+        if self._auto is None:
+            return self.config.exchange
+        method = self._auto.name if density == self.config.density else self._auto.name_at(density)
+        return "dense" if method == "dense_fp32" else method
 
     def _finish_step(self) -> None:
         step = self._step
@@ -254,44 +261,41 @@ class DGCState:
                 buffer.div_(self.config.ranks_per_node)
             report = reduce_sparse(self.memory, self._gradients, step, self.config, self.group)
         if report.is_finite:
-            self._add_earlier_passes()
+            self._passes.add_earlier(self._gradients)
         else:
             self._discard(step)
         self._count(step, report)
+        if self._auto and step.density == self.config.density < 1.0:
+            self._auto.observe(sum(report.milliseconds.values()) * 1e-3)
         for future, buffer in zip(self._futures, self._buffers, strict=True):
             future.set_result(buffer)
         self._step = None
-        self._has_delivered = self._is_same_update = True
+        self._passes.note_delivery()
         self._buffers, self._futures, self._gradients = [], [], {}
         self._dense_parts, self._node_sums = [], []
 
     def _discard(self, step: Step) -> None:
         """Answer a non-finite step: the scaler must see it and skip; without one the update is left out."""
-        earlier, self._earlier = self._earlier, {}
         is_scaled = self.grad_scaler is not None and self.grad_scaler.is_enabled()
         for buffer in self._buffers:
             buffer.fill_(float("inf") if is_scaled else 0.0)
-        if not earlier:
-            self._skip_update = not is_scaled
-        elif is_scaled:
+        earlier = self._passes.earlier
+        if earlier and is_scaled:
             # The scaler will drop what earlier passes of this step delivered: keep it for the next one.
             for slot in self.memory.slots:
                 if slot.name in earlier:
                     self.memory.residual_of(slot).add_(flat_view(earlier[slot.name]), alpha=1.0 / step.loss_scale)
+            self._passes.earlier = {}
+        elif earlier:
+            self._passes.add_earlier(self._gradients)
         else:
-            self._earlier = earlier
-            self._add_earlier_passes()
-
-    def _add_earlier_passes(self) -> None:
-        """Put the updates of earlier backward passes of this optimizer step back in front of this one's."""
-        for name, update in self._earlier.items():
-            self._gradients[name].add_(flat_view(update))
-        self._earlier = {}
+            self._passes.skip_update = not is_scaled
 
     def _count(self, step: Step, report: Report) -> None:
         counters, memory = self.counters, self.memory
         counters.messages += report.messages
         counters.add_phases(report.milliseconds)
+        counters.last_exchange = step.exchange
         if not report.is_finite:
             counters.nonfinite_steps += 1
             return
@@ -328,35 +332,6 @@ class DGCState:
                     f"{group.get('weight_decay')} again, which the hook already applies; leave both at 0 after attach "
                     "(a scheduler such as OneCycleLR needs cycle_momentum=False)"
                 )
-
-    def _before_forward(self, model: nn.Module, _inputs: Any) -> None:
-        """Set aside updates that are already in .grad, so that a further backward pass starts from local gradients.
-
-        Without this, a second synchronized backward before optimizer.step() would feed the first one's update, which
-        has been through the momentum, into the momentum again.
-        """
-        if not (self._has_delivered and self.optimizer and model.training and torch.is_grad_enabled()):
-            return
-        found = {name: p.grad for p, name in self._names.items() if p.grad is not None}
-        if found and any(bool(grad.count_nonzero()) for grad in found.values()):
-            for parameter, name in self._names.items():
-                if name in found:
-                    self._earlier[name] = found[name].clone() if self._is_bucket_view else found[name]
-                    parameter.grad = None
-        self._has_delivered = False
-
-    def _before_update(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        if self._skip_update:
-            for parameter in self._names:
-                parameter.grad = None
-        for parameter, name in self._names.items():
-            if name in self._earlier:  # a forward without a backward came between
-                parameter.grad = self._earlier[name] if parameter.grad is None else parameter.grad
-        self._earlier = {}
-
-    def _after_update(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        self._skip_update = False
-        self._is_same_update = False
 
     def _apply(self, update: Mapping[str, Tensor]) -> None:
         """Apply an update through the optimizer and leave the gradients as they were."""

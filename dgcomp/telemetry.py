@@ -37,6 +37,7 @@ class Counters:
     sparse_bytes_dense: int = 0
     leftover_bytes_sent: int = 0
     messages: int = 0
+    last_exchange: str = ""
     last: dict[str, float] = field(default_factory=dict)
     milliseconds: dict[str, float] = field(default_factory=dict)
 

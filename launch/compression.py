@@ -169,6 +169,7 @@ def _build_dgc(
             seed=options.train.seed,
             clip_norm=clip_norm,
             codec=options.compress.codec,
+            leftover_codec=options.compress.leftover_codec,
             exchange=options.compress.exchange,
         )
         return DGCExchange(ddp, optimizer, config)

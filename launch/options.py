@@ -71,6 +71,8 @@ class CompressOptions:
     """dgc: per step from 25 %; the paper's stages; or dense until the warm-up is over"""
     codec: str = "int4"
     """dgc: wire format of the sent entries: int4, int8, bf16, fp32, sign, or the paper's 48 bits: paper"""
+    leftover_codec: str = "int4"
+    """dgc: wire format of biases and norms, which are sent whole: int4, int8, bf16 or fp32"""
     exchange: str = "all_gather"
     """dgc: how they travel: all_gather, owner, dense, dense_bf16, auto"""
     powersgd_rank: int = 1

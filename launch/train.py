@@ -39,13 +39,16 @@ def main() -> None:
     options = parse_options(quiet=not is_first)
     # several ranks share the cores: torch's default of one thread per core in each would fight over them
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    complaint = None
     with _process_group(options) as device:
         try:
             train(options, device)
         except UsageError as error:
-            if is_first:
-                print(f"train.py: {error}", file=sys.stderr, flush=True)
-            raise SystemExit(2) from None
+            complaint = str(error)  # and not the error, whose traceback would keep the DDP model alive
+    if complaint is not None:
+        if is_first:
+            print(f"train.py: {complaint}", file=sys.stderr, flush=True)
+        raise SystemExit(2)
 
 
 @contextmanager

@@ -162,3 +162,24 @@ def _all(rank: int) -> None:
 
 def test_attach() -> None:
     run_ranks(_all, 2)
+
+
+def _auto(rank: int) -> None:
+    """exchange="auto" measures, chooses alike on all ranks, and re-plans at agreed steps."""
+    model = ddp(SmallNet(width=64))
+    optimizer = _sgd(model, momentum=0.9)
+    state = dgcomp.attach(model, optimizer, dgcomp.DGCConfig(density=0.01, exchange="auto", warmup_steps=5))
+    state._auto.every = 10
+    chosen = []
+    for step in range(40):
+        train(model, optimizer, 1, first=step)
+        chosen.append(state.stats()["exchange"])
+    gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, chosen)
+    assert gathered[0] == gathered[1]
+    assert set(chosen) <= {"dense", "dense_bf16", "all_gather", "owner"}
+    assert same_on_all_ranks(values(model))
+
+
+def test_auto_exchange() -> None:
+    run_ranks(_auto, 2)

@@ -117,7 +117,7 @@ def _stages(rank: int, momentum: float, stages: list[str], *, tolerance: float) 
             applied[name] += gradient.double()
     for slot in memory.slots:
         assert not memory.residual_of(slot).any(), "the last step is dense and exact: nothing is left"
-        # int8 leftovers go out a step late, and their momentum comes a step late with them.
+        # Rounded leftovers go out a step late, and their momentum comes a step late with them.
         allowed = tolerance if slot.name == "w" or momentum == 0.0 else 0.1
         gap = float((produced[slot.name] - applied[slot.name]).abs().max())
         assert gap < allowed, (slot.name, stages, gap)

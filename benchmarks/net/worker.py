@@ -36,8 +36,9 @@ class Job:
     model: str
     methods: list[str]
     warmup_steps: int = 3
+    warmup_s: float = 1.5
     min_steps: int = 3
-    max_steps: int = 15
+    max_steps: int = 40
     budget_s: float = 12.0
     """A method stops after `min_steps` once it has used this many seconds."""
     soak_steps: int = 0
@@ -78,8 +79,11 @@ def _measure(job: Job, name: str) -> dict[str, Any]:
         return train(METHODS[name], job.rank, job.training_steps, job.interface)
     replay = Replay(MODELS[job.model](), seed=1 + job.rank)
     model, optimizer = METHODS[name](replay, 1e-4)
-    for _ in range(job.warmup_steps):
+    start, warm = time.monotonic(), 0
+    # A compressor's thresholds need a second's worth of its short steps to settle; DDP's long ones count singly.
+    while warm < job.warmup_steps or slowest(time.monotonic() - start) < job.warmup_s:
         step(model, optimizer)
+        warm += 1
     seconds: list[tuple[float, float]] = []
     counted: list[list[int]] = []
     start = time.monotonic()

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
+from dgcomp import kernels
+from dgcomp.exchange.collectives import device_of
 from dgcomp.exchange.model import PROTOCOL_EFFICIENCY, Host, Link
 
 BUDGET_S = 2.0
@@ -15,29 +16,24 @@ _FIRST_BYTES = 1 << 16
 _LAST_BYTES = 1 << 25
 _ENOUGH_S = 0.1
 _KERNEL_NUMEL = 1 << 20
-
-# `compress(gradient)` does what a worker does to a dense fp32 gradient before it sends.
-Compress = Callable[[Tensor], object]
+_KERNEL_THRESHOLD = 3.3  # about one normal value in a thousand is larger
 
 
-def calibrate(
-    group: dist.ProcessGroup | None = None, *, compress: Compress | None = None, workers_per_core: float = 1.0
-) -> tuple[Link, Host]:
+def calibrate(group: dist.ProcessGroup | None = None, *, workers_per_core: float = 1.0) -> tuple[Link, Host]:
     """Measure round trip, line rate and compression speed of a process group.
 
     A collective call: every rank of `group` makes it, with the same sequence of collectives. Each measurement is the
     slowest rank's, so all ranks return equal values and plan alike. Takes at most about two seconds, also on slow
-    links: sizes grow until one transfer takes a tenth of a second. `compress` is timed on a gradient of 2^20 normal
-    values, after one call to compile it; without it the default speed stands.
+    links: sizes grow until one transfer takes a tenth of a second. Compression is timed on a gradient of 2^20 normal
+    values, after one call that compiles the kernel. `workers_per_core` tells how many ranks share a core of this
+    machine.
     """
     world_size = dist.get_world_size(group)
-    host = Host(workers_per_core=workers_per_core)
-    if compress is not None:
-        host = _with_compress_speed(host, compress, group)
+    host = Host(_compress_bytes_per_s(group) * workers_per_core, workers_per_core=workers_per_core)
     if world_size == 1:
         return Link(1e3, 0.0), host
     # A ring all-reduce of one number is 2 (N - 1) messages one after the other.
-    one = torch.zeros(1)
+    one = torch.zeros(1, device=device_of(group))
     trips = [_timed(lambda: dist.all_reduce(one, group=group), group) for _ in range(_LATENCY_ROUNDS)]
     message_s = sorted(trips)[len(trips) // 2] / (2 * (world_size - 1))
     software_s = min(host.message_s * workers_per_core, message_s)
@@ -63,20 +59,23 @@ def _payload_rate(world_size: int, group: dist.ProcessGroup | None) -> float:
 
 
 def _timed_all_gather(num_bytes: int, world_size: int, group: dist.ProcessGroup | None) -> float:
-    block = torch.zeros(num_bytes, dtype=torch.uint8)
+    block = torch.zeros(num_bytes, dtype=torch.uint8, device=device_of(group))
     gathered = [torch.empty_like(block) for _ in range(world_size)]
     return _timed(lambda: dist.all_gather(gathered, block, group=group), group)
 
 
-def _with_compress_speed(host: Host, compress: Compress, group: dist.ProcessGroup | None) -> Host:
-    gradient = torch.randn(_KERNEL_NUMEL, generator=torch.Generator().manual_seed(0))
-    compress(gradient.clone())
-    # All ranks at once, as in training: ranks that share a core are then measured sharing it.
-    seconds = min(_timed(lambda: compress(gradient.clone()), group) for _ in range(3))
-    return Host(
-        compress_bytes_per_s=4 * _KERNEL_NUMEL / seconds * host.workers_per_core,
-        workers_per_core=host.workers_per_core,
-    )
+def _compress_bytes_per_s(group: dist.ProcessGroup | None) -> float:
+    """Dense fp32 bytes a second through the update and selection kernel, all ranks at once as in training."""
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(_KERNEL_NUMEL, generator=generator).to(device_of(group))
+    momentum, residual = torch.zeros_like(gradient), torch.zeros_like(gradient)
+
+    def compress() -> None:
+        # The kernel zeroes the gradient, so that momentum and residual stay small: the threshold keeps its meaning.
+        kernels.accumulate_select(gradient, momentum, residual, threshold=_KERNEL_THRESHOLD)
+
+    compress()
+    return 4 * _KERNEL_NUMEL / min(_timed(compress, group) for _ in range(3))
 
 
 def _timed(work: Callable[[], object], group: dist.ProcessGroup | None) -> float:
@@ -88,6 +87,6 @@ def _timed(work: Callable[[], object], group: dist.ProcessGroup | None) -> float
 
 
 def _slowest(value: float, group: dist.ProcessGroup | None) -> float:
-    worst = torch.tensor(value, dtype=torch.float64)
+    worst = torch.tensor(value, dtype=torch.float64, device=device_of(group))
     dist.all_reduce(worst, op=dist.ReduceOp.MAX, group=group)
     return float(worst)

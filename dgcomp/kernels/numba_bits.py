@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
-from numba.extending import overload
+from numba.extending import intrinsic, overload
 
+LANES = 16  # elements that reaching_bits looks at; LLVM splits the vector where registers are shorter
 _FLOAT16_INFINITY = np.int32(0x7C00)
 _BFLOAT16_INFINITY = np.int32(0x7F80)
 # the smallest normal float16, 2**-14, as float32 and as float32 bits
@@ -74,3 +76,38 @@ def _widen_float16(x: int) -> Any:
 def magnitude_bits(x: float) -> Any:
     """Read as integers, magnitudes sort as the numbers do, with infinity and NaN at the top."""
     return np.int32(np.float32(x).view(np.int32) & np.int32(0x7FFFFFFF))
+
+
+def _reaching_bits(typing_context: Any, v: Any, first: Any, limit: Any) -> Any:
+    """Bit i says that |v[first + i]| >= limit, for LANES elements of a float32 array.
+
+    Both are compared as the integers that their bits are, so that infinity and NaN reach every limit.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        int32 = ir.IntType(32)
+        vector = ir.VectorType(int32, LANES)
+        pointer = builder.bitcast(builder.gep(array.data, [arguments[1]]), vector.as_pointer())
+        magnitudes = builder.and_(builder.load(pointer, align=4), ir.Constant(vector, [0x7FFFFFFF] * LANES))
+        limits = ir.Constant(vector, ir.Undefined)
+        for lane in range(LANES):
+            limits = builder.insert_element(limits, arguments[2], ir.Constant(int32, lane))
+        reaching = builder.icmp_signed(">=", magnitudes, limits)
+        return builder.zext(builder.bitcast(reaching, ir.IntType(LANES)), ir.IntType(64))
+
+    return types.int64(v, types.intp, types.int32), generate
+
+
+def _lowest_bit(typing_context: Any, bits: Any) -> Any:
+    """Index of the lowest set bit of a nonzero int64."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.int64), generate
+
+
+# numba supplies the typing context, which a type checker cannot know
+reaching_bits: Any = intrinsic(_reaching_bits)
+lowest_bit: Any = intrinsic(_lowest_bit)

@@ -1,7 +1,7 @@
 """The compiled CPU loops. Everything here is NumPy arrays and numbers; numba_engine.py is the way in.
 
-Blocks of `BLOCK` elements are updated by a loop without branches, which LLVM vectorizes, and which also says whether
-any entry of the block reaches the threshold. Only such blocks, still in the first-level cache, are searched.
+A block of `BLOCK` elements goes through three loops while it is in the first-level cache: take the gradient as float32,
+update u and v, search for entries that reach the threshold. Each loop is simple enough for LLVM to vectorize.
 No loop uses fastmath: LLVM may then neither fuse a product with a sum nor reorder, and the bits equal the reference's.
 """
 
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from dgcomp.kernels.numba_bits import is_bad, magnitude_bits, widen
+from dgcomp.kernels.numba_bits import LANES, is_bad, lowest_bit, magnitude_bits, reaching_bits, widen
 from dgcomp.kernels.rules import Rule
 
-BLOCK = 128
+BLOCK = 512
 
-_FEEDBACK, _MOMENTUM, _NESTEROV = int(Rule.FEEDBACK), int(Rule.MOMENTUM), int(Rule.NESTEROV)
+_MOMENTUM, _NESTEROV = int(Rule.MOMENTUM), int(Rule.NESTEROV)
 _ADDITIONAL_MOMENTUM = int(Rule.ADDITIONAL_MOMENTUM)
 _RADIX_BITS = 8
 _NUM_BINS = 1 << _RADIX_BITS
@@ -38,33 +38,28 @@ def accumulate_select(
 ) -> int:
     """Update elements [first, last), write hits to positions[first:], and return how many there are."""
     scale, factor = np.float32(gradient_scale), np.float32(momentum_factor)
-    decay, limit = np.float32(weight_decay), np.float32(threshold)
+    decay, limit = np.float32(weight_decay), magnitude_bits(threshold)
+    scaled = np.empty(BLOCK, np.float32)
     end = first
     for start in range(first, last, BLOCK):
         stop = min(start + BLOCK, last)
-        g, v = gradient[start:stop], residual[start:stop]
-        w = None if parameter is None else parameter[start:stop]
-        if momentum is None:
-            hit = _update_feedback(g, w, v, scale, decay, limit)
+        g, v = scaled[: stop - start], residual[start:stop]
+        if parameter is None:
+            _take(gradient[start:stop], scale, g)
         else:
-            hit = _update_momentum(rule, g, w, momentum[start:stop], v, scale, factor, decay, limit)
-        if hit:
-            end = _compact(v, start, limit, positions, end)
+            _take_decayed(gradient[start:stop], parameter[start:stop], scale, decay, g)
+        if momentum is None:
+            _add(g, v)
+        else:
+            _accumulate(rule, g, factor, momentum[start:stop], v)
+        end = _append_hits(v, start, limit, positions, end)
     return end - first
 
 
 @njit(cache=True, nogil=True)
 def find_at_least(residual: Any, first: int, last: int, threshold: float, positions: Any) -> int:
     """Write the hits among elements [first, last) to positions[first:], and return how many there are."""
-    limit = np.float32(threshold)
-    end = first
-    for start in range(first, last, BLOCK):
-        v = residual[start : min(start + BLOCK, last)]
-        hit = False
-        for i in range(v.size):
-            hit |= _reaches(v[i], limit)
-        if hit:
-            end = _compact(v, start, limit, positions, end)
+    end = _append_hits(residual[first:last], first, magnitude_bits(threshold), positions, first)
     return end - first
 
 
@@ -125,80 +120,61 @@ def scatter_add(output: Any, positions: Any, values: Any, scale: float) -> int:
 
 
 @njit(nogil=True)
-def _update_feedback(gradient: Any, parameter: Any, residual: Any, scale: Any, decay: Any, limit: Any) -> bool:
-    hit = False
-    for i in range(residual.size):
-        v = residual[i] + _scaled(gradient, parameter, scale, decay, i)
-        residual[i] = v
+def _take(gradient: Any, scale: Any, scaled: Any) -> None:
+    for i in range(scaled.size):
+        scaled[i] = widen(gradient[i]) * scale
         gradient[i] = 0
-        hit |= _reaches(v, limit)
-    return hit
 
 
 @njit(nogil=True)
-def _update_momentum(
-    rule: int,
-    gradient: Any,
-    parameter: Any,
-    momentum: Any,
-    residual: Any,
-    scale: Any,
-    factor: Any,
-    decay: Any,
-    limit: Any,
-) -> bool:
-    """One loop per rule, since a choice inside the loop would keep it from being vectorized."""
-    hit = False
-    if rule == _MOMENTUM:
-        for i in range(residual.size):
-            u = factor * momentum[i] + _scaled(gradient, parameter, scale, decay, i)
-            v = residual[i] + u
-            hit |= _store(gradient, momentum, residual, i, u, v, limit)
-    elif rule == _NESTEROV:
-        for i in range(residual.size):
-            g = _scaled(gradient, parameter, scale, decay, i)
-            u = factor * (momentum[i] + g)
-            v = (residual[i] + u) + g
-            hit |= _store(gradient, momentum, residual, i, u, v, limit)
-    elif rule == _ADDITIONAL_MOMENTUM:
-        for i in range(residual.size):
-            g = _scaled(gradient, parameter, scale, decay, i)
-            hit |= _store(gradient, momentum, residual, i, momentum[i] + g, residual[i] + g, limit)
-    else:
-        for i in range(residual.size):
-            g = _scaled(gradient, parameter, scale, decay, i)
-            decayed = factor * g
-            hit |= _store(gradient, momentum, residual, i, momentum[i] + decayed, (residual[i] + decayed) + g, limit)
-    return hit
+def _take_decayed(gradient: Any, parameter: Any, scale: Any, decay: Any, scaled: Any) -> None:
+    for i in range(scaled.size):
+        scaled[i] = widen(gradient[i]) * scale + widen(parameter[i]) * decay
+        gradient[i] = 0
 
 
 @njit(nogil=True)
-def _scaled(gradient: Any, parameter: Any, scale: Any, decay: Any, i: int) -> Any:
-    g = widen(gradient[i]) * scale
-    if parameter is not None:
-        g += decay * widen(parameter[i])
-    return g
-
-
-@njit(nogil=True)
-def _store(gradient: Any, momentum: Any, residual: Any, i: int, u: Any, v: Any, limit: Any) -> bool:
-    momentum[i] = u
-    residual[i] = v
-    gradient[i] = 0
-    return _reaches(v, limit)
-
-
-@njit(nogil=True)
-def _reaches(v: Any, limit: Any) -> bool:
-    return not (abs(v) < limit)  # so written, NaN reaches every limit
-
-
-@njit(nogil=True)
-def _compact(v: Any, start: int, limit: Any, positions: Any, end: int) -> int:
-    """Append the block's hits; always writing and sometimes advancing is cheaper than a branch that guesses wrong."""
+def _add(g: Any, v: Any) -> None:
     for i in range(v.size):
-        positions[end] = start + i
-        end += _reaches(v[i], limit)
+        v[i] += g[i]
+
+
+@njit(nogil=True)
+def _accumulate(rule: int, g: Any, factor: Any, u: Any, v: Any) -> None:
+    """One loop per rule, since a choice inside the loop would keep it from being vectorized."""
+    if rule == _MOMENTUM:
+        for i in range(v.size):
+            u[i] = factor * u[i] + g[i]
+            v[i] += u[i]
+    elif rule == _NESTEROV:
+        for i in range(v.size):
+            u[i] = factor * (u[i] + g[i])
+            v[i] = (v[i] + u[i]) + g[i]
+    elif rule == _ADDITIONAL_MOMENTUM:
+        for i in range(v.size):
+            u[i] += g[i]
+            v[i] += g[i]
+    else:
+        for i in range(v.size):
+            decayed = factor * g[i]
+            u[i] += decayed
+            v[i] = (v[i] + decayed) + g[i]
+
+
+@njit(nogil=True)
+def _append_hits(v: Any, start: int, limit: Any, positions: Any, end: int) -> int:
+    """Append the positions of a block's hits; in most groups of LANES elements one comparison finds none."""
+    num_grouped = v.size - v.size % LANES
+    for first in range(0, num_grouped, LANES):
+        bits = reaching_bits(v, first, limit)
+        while bits:
+            positions[end] = start + first + lowest_bit(bits)
+            end += 1
+            bits &= bits - 1
+    for i in range(num_grouped, v.size):
+        if magnitude_bits(v[i]) >= limit:
+            positions[end] = start + i
+            end += 1
     return end
 
 

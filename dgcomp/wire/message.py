@@ -110,17 +110,17 @@ def decode_message(
     code, found_tag, checksum, numbers, start = _read_header(raw)
     value_form, position_form, dense_codec = _codec_names(code)
     total, count, num_dense, position_bytes = numbers
+    value_start = start + position_bytes
+    dense_start = value_start + value_formats.num_bytes(value_form, count)
+    stop = dense_start + value_formats.num_bytes(dense_codec, num_dense)
+    if not max(count, 1) <= total <= position_formats.MAX_NUMEL or stop > raw.size:
+        raise WireError(f"the header counts {count} of {total} entries and {stop} bytes, the message has {raw.size}")
+    if _checksum(raw[:7], raw[_FIXED_BYTES:stop]) != checksum:
+        raise WireError("the checksum does not match: the message is damaged")
     if tag is not None and found_tag != tag & 0xFFFFFFFF:
         raise WireError(f"the message is of another model: its tag is {found_tag:#010x}, not {tag & 0xFFFFFFFF:#010x}")
     _check_expected("numel", total, numel)
     _check_expected("dense_numel", num_dense, dense_numel)
-    value_start = start + position_bytes
-    dense_start = value_start + value_formats.num_bytes(value_form, count)
-    stop = dense_start + value_formats.num_bytes(dense_codec, num_dense)
-    if count > total or total > position_formats.MAX_NUMEL or stop > raw.size:
-        raise WireError(f"the header counts {count} of {total} entries and {stop} bytes, the message has {raw.size}")
-    if _checksum(raw[:7], raw[_FIXED_BYTES:stop]) != checksum:
-        raise WireError("the checksum does not match: the message is damaged")
     if raw[stop:].any():
         raise WireError(f"bytes other than zero follow the message's {stop} bytes")
     positions = position_formats.decode(position_form, raw[start:value_start], count, total)

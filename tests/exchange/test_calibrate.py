@@ -4,20 +4,16 @@ import time
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor
 
+from dgcomp.exchange.auto import AutoExchange
 from dgcomp.exchange.calibrate import calibrate
 from dgcomp.exchange.planner import plan
 from tests.ranks import run_ranks
 
 
-def _compress(gradient: Tensor) -> Tensor:
-    return gradient.abs() > 3
-
-
 def _calibrate(rank: int) -> dict[str, Any]:
     start = time.monotonic()
-    link, host = calibrate(compress=_compress)
+    link, host = calibrate()
     seconds = time.monotonic() - start
     alone = None
     for other in range(dist.get_world_size()):
@@ -38,3 +34,18 @@ def test_ranks_agree() -> None:
     assert 0.01 < first["link"].bandwidth_gbit_per_s < 1e4
     assert 0 <= first["link"].rtt_ms < 1e3
     assert first["host"].compress_bytes_per_s > 1e6
+
+
+def _auto(rank: int) -> dict[str, Any]:
+    auto = AutoExchange(25_000_000, 0.001, every=3)
+    first = auto.name
+    # Ranks that measure differently must still agree: 1,000 times slower than thought on one of them.
+    changes = [auto.observe(auto.plan.seconds * (1000.0 if rank else 1.0)) for _ in range(3)]
+    return {"first": first, "changes": changes, "second": auto.name, "host": auto.plan.host}
+
+
+def test_auto_changes_its_mind_on_all_ranks_together() -> None:
+    results = run_ranks(_auto, 2)
+    assert results[0] == results[1]
+    assert results[0]["changes"] == [False, False, True]
+    assert results[0]["first"] != results[0]["second"]

@@ -54,6 +54,7 @@ def test_a_hundred_thousand_messages_with_bounds_checks(tmp_path: Path) -> None:
 @pytest.mark.optional
 def test_coverage_guided_fuzzing(tmp_path: Path) -> None:
     pytest.importorskip("atheris", reason="pip install dgcomp[fuzz]")
-    command = [sys.executable, "-m", "tests.fuzz.atheris_decode", "-max_total_time=60", "-rss_limit_mb=4096"]
+    options = ["-max_total_time=60", "-rss_limit_mb=4096", f"-artifact_prefix={tmp_path}/"]
+    command = [sys.executable, "-m", "tests.fuzz.atheris_decode", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

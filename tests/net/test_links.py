@@ -118,6 +118,7 @@ def test_replicas_stay_equal_under_loss_and_delay(method: str) -> None:
 
 def test_a_rank_that_fails_takes_the_others_with_it(capfd: pytest.CaptureFixture[str]) -> None:
     with links.Network(2) as network:
-        rows = list(bandwidth.run_ranks(network, {"model": "soak", "methods": ["unheard of"]}, timeout_s=60))
+        job = {"model": "soak", "methods": ["unheard of"], "soak_steps": 1}
+        rows = list(bandwidth.run_ranks(network, job, timeout_s=60))
     assert rows == []
     assert "KeyError: 'unheard of'" in capfd.readouterr().err
