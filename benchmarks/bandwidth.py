@@ -42,6 +42,8 @@ from benchmarks.shapes import MODELS  # noqa: E402
 RESULTS = Path(__file__).parent / "results" / "bandwidth.json"
 KEY = ("link", "rtt_ms", "loss", "nodes", "model", "method")
 SOAK_RTT_MS, SOAK_LOSS = 10.0, 0.001
+# A replay has no use for a warm-up: name it for a training.
+DEFAULT_METHODS = [name for name in METHODS if name != "dgc_warmup"]
 SOAKED = ("dgc_all_gather", "dgc_owner")
 
 
@@ -69,7 +71,7 @@ def main() -> None:
 def measure(cell: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Measure the missing methods of one cell (link, nodes, model) and append their rows."""
     known = {tuple(row[name] for name in KEY) for row in load()}
-    methods = [m for m in arguments.methods or METHODS if arguments.again or (*cell.values(), m) not in known]
+    methods = [m for m in arguments.methods or DEFAULT_METHODS if arguments.again or (*cell.values(), m) not in known]
     if not methods:
         return
     print(f"{cell}: {', '.join(methods)}", flush=True)

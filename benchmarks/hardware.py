@@ -31,11 +31,12 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from dgcomp import hwmodel, quant  # noqa: E402
+from dgcomp import hwmodel, quant, sparse  # noqa: E402
 from dgcomp.hwmodel import sweeps, vsquant  # noqa: E402
 from dgcomp.hwmodel.__main__ import format_rows, read_matrix_market  # noqa: E402
 from dgcomp.hwmodel.eie import NM28  # noqa: E402
-from dgcomp.hwmodel.published import EIE_LAYERS, EIE_PLATFORMS  # noqa: E402
+from dgcomp.hwmodel.energy import EIE_TABLE_1, HOROWITZ_2014  # noqa: E402
+from dgcomp.hwmodel.published import EIE_LAYERS, EIE_PLATFORMS, EIE_PRECISIONS  # noqa: E402
 from dgcomp.hwmodel.winograd import PUBLISHED_GAINS, published_density_product  # noqa: E402
 from launch.tasks.image_data import ImageData, load_fashion_mnist, normalize, synthetic_images  # noqa: E402
 from launch.tasks.resnet import resnet  # noqa: E402
@@ -138,7 +139,17 @@ def figures(arguments: argparse.Namespace) -> dict[str, Any]:
         "EIE, real work by PEs": _pivot(curves["scaling"], "num_pes", "real_work"),
         "EIE, load balance by PEs": _pivot(curves["scaling"], "num_pes", "load_balance"),
         "EIE, weight reads of Alex-7 by width": widths,
+        "EIE, Figure 10: precision of the arithmetic": [
+            {"precision": name, "alexnet_top5_percent": accuracy, **_multiply_energies(name)}
+            for name, accuracy in EIE_PRECISIONS.items()
+        ],
     }
+
+
+def _multiply_energies(precision: str) -> dict[str, Any]:
+    """Picojoules of a multiplication in each table that gives it, side by side because tables do not mix."""
+    operation = f"{precision}_mul"
+    return {f"{table.name}_pJ": table.picojoules.get(operation, "-") for table in (EIE_TABLE_1, HOROWITZ_2014)}
 
 
 def _pivot(rows: list[sweeps.Row], column: str, value: str) -> list[sweeps.Row]:
@@ -160,23 +171,6 @@ def training_data(offline: bool) -> ImageData:
         return synthetic_images(0)
 
 
-def magnitude_masks(model: nn.Module, density: float) -> dict[nn.Parameter, torch.Tensor]:
-    """Keep the largest `density` of every weight but the first layer's and the last one's."""
-    weights = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    masks = {}
-    for weight in weights[1:-1]:
-        threshold = np.quantile(weight.detach().abs().numpy(), 1 - density)
-        masks[weight] = weight.detach().abs() > threshold
-    return masks
-
-
-def apply_masks(masks: dict[nn.Parameter, torch.Tensor]) -> None:
-    """Set pruned weights to zero again after an optimizer step."""
-    with torch.no_grad():
-        for weight, mask in masks.items():
-            weight.mul_(mask)
-
-
 def step(arguments: argparse.Namespace) -> dict[str, Any]:
     """ResNet-20: dense, then pruned in three stages, then with weights and activations of 4 bits."""
     torch.manual_seed(0)
@@ -196,19 +190,17 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
         f"{arguments.accelerators},network:{arguments.link},nodes={arguments.nodes}",
         every=max(1, per_stage // 2),
     )
-    masks: dict[nn.Parameter, torch.Tensor] = {}
+    pruner = sparse.Pruner(model, lambda step: stages[min((step - 1) // per_stage, len(stages) - 1)][1])
     low_bits = quant.autocast("4/4/4/6", model=model)
     with prof:
         for index in range(per_stage * len(stages)):
-            name, density, is_low = stages[index // per_stage]
-            if index % per_stage == 0 and density < 1:
-                masks = magnitude_masks(model, density)
-            apply_masks(masks)
+            name, _, is_low = stages[index // per_stage]
             images, labels = batch(data, index)
             with low_bits if is_low else nullcontext():
                 loss = nn.functional.cross_entropy(model(images), labels)
             loss.backward()
             optimizer.step()
+            pruner.step()
             optimizer.zero_grad()
             if prof.step() is not None:
                 print(f"[{name}] loss {loss.item():.2f}  {prof.summary()}", flush=True)
@@ -227,7 +219,43 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
                 f"{chip}_priced": 1 - report.not_priced(chip)[0],
             }
         rows.append(row)
-    return {f"ResNet-20 on {data.label}, batch 64, per training step": rows}
+    return {
+        f"ResNet-20 on {data.label}, batch 64, per training step": rows,
+        "VS-Quant 4/4/4/4, the trained network: vector products gated by rounding the scale product": gating(
+            model, data
+        ),
+    }
+
+
+def gating(model: nn.Module, data: ImageData) -> list[sweeps.Row]:
+    """Share of vector products whose rounded scale product is zero, on real weights and activations.
+
+    Elements that the published PE multiplies together lie along the channels, so kernel positions come first.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    chosen = [name for name in layers if layers[name].in_channels % vsquant.VECTOR == 0][::6]
+    inputs: dict[str, torch.Tensor] = {}
+    hooks = [
+        layers[name].register_forward_pre_hook(lambda _, args, name=name: inputs.__setitem__(name, args[0].detach()))
+        for name in chosen
+    ]
+    with torch.no_grad():
+        model.eval()(batch(data, 0, 8)[0])
+    for hook in hooks:
+        hook.remove()
+    rows = []
+    for name in chosen:
+        conv, x = layers[name], inputs[name]
+        patches = nn.functional.unfold(x, 3, padding=1, stride=conv.stride).unflatten(1, (conv.in_channels, 9))
+        vectors = patches.permute(0, 3, 2, 1).reshape(-1, 9 * conv.in_channels)[::7]
+        weight = conv.weight.detach().permute(0, 2, 3, 1).reshape(conv.out_channels, -1)
+        row: sweeps.Row = {"layer": name, "weight_density": float((weight != 0).float().mean())}
+        for bits in (None, 6, 4):
+            cost = hwmodel.VSQuantPE("4/4/4/4", bits).run(weight, vectors)
+            share = cost.breakdown["gated_vector_products_count"] / cost.breakdown["vector_products_count"]
+            row[f"gated_{bits or 8}_bit"] = share
+        rows.append(row)
+    return rows
 
 
 def batch(data: ImageData, index: int, size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -275,35 +303,62 @@ def overhead(arguments: argparse.Namespace) -> dict[str, Any]:
     with hwmodel.profile(model, FOUR, every=1) as warm:
         _train_step(model, optimizer, images, labels)
         warm.step()
-    plain, profiled, sampled, unsampled, counted = [], [], [], [], []
+    plain: list[Times] = []
+    profiled: list[Times] = []
+    sampled: list[Times] = []
+    unsampled: list[Times] = []
     with prof:
         for _ in range(arguments.blocks):
-            times = []
+            block = []
             for _ in range(50):
-                start = time.perf_counter()
+                start = _now()
                 _train_step(model, optimizer, images, labels)
                 report = prof.step()
-                times.append(time.perf_counter() - start)
-                (sampled if report else unsampled).append(times[-1])
-            profiled.append(sum(times))
-            plain.append(sum(_timed(lambda: _train_step(model, optimizer, images, labels)) for _ in range(50)))
-    for _ in range(5):
+                block.append(_since(start))
+                (sampled if report else unsampled).append(block[-1])
+            profiled.append(_sum(block))
+            plain.append(_sum([_timed(lambda: _train_step(model, optimizer, images, labels)) for _ in range(50)]))
+    counted = []
+    for _ in range(3):
         with FlopCounterMode(display=False):
             counted.append(_timed(lambda: _train_step(model, optimizer, images, labels)))
-    step_s = statistics.median(plain) / 50
-    return {
-        f"Overhead on a ResNet-20 training step, batch {arguments.batch}, one thread": [
+    rows = []
+    for index, clock in enumerate(("wall clock", "processor time")):
+        step_s = _median(plain, index) / 50
+        rows.append(
             {
+                "clock": clock,
                 "plain_step_ms": step_s * 1e3,
-                "unsampled_step_ms": statistics.median(unsampled) * 1e3,
-                "sampled_step_ms": statistics.median(sampled) * 1e3,
-                "overhead_at_default": statistics.median(profiled) / statistics.median(plain) - 1,
-                "overhead_from_sampled": (statistics.median(sampled) / step_s - 1) / 50,
-                "torch_flop_counter_every_step": statistics.median(counted) / step_s - 1,
+                "unsampled_step_ms": _median(unsampled, index) * 1e3,
+                "sampled_step_ms": _median(sampled, index) * 1e3,
+                "overhead_of_50_steps": _median(profiled, index) / _median(plain, index) - 1,
+                "overhead_from_sampled_step": (_median(sampled, index) / step_s - 1) / 50,
+                "torch_flop_counter_every_step": _median(counted, index) / step_s - 1,
                 "blocks": arguments.blocks,
             }
-        ]
-    }
+        )
+    return {f"Overhead on a ResNet-20 training step, batch {arguments.batch}, one thread, four accelerators": rows}
+
+
+Times = tuple[float, float]
+"""Seconds by the wall clock, and of this process's processor time, which other processes disturb less."""
+
+
+def _now() -> Times:
+    return time.perf_counter(), time.process_time()
+
+
+def _since(start: Times) -> Times:
+    wall, busy = _now()
+    return wall - start[0], busy - start[1]
+
+
+def _sum(times: list[Times]) -> Times:
+    return sum(wall for wall, _ in times), sum(busy for _, busy in times)
+
+
+def _median(times: list[Times], clock: int) -> float:
+    return statistics.median(pair[clock] for pair in times)
 
 
 def _train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -312,10 +367,10 @@ def _train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: torc
     optimizer.zero_grad()
 
 
-def _timed(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
+def _timed(run: Callable[[], None]) -> Times:
+    start = _now()
     run()
-    return time.perf_counter() - start
+    return _since(start)
 
 
 # --- Report -----------------------------------------------------------------------------------------------------

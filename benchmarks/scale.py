@@ -88,7 +88,7 @@ def validate(rows: list[dict[str, Any]]) -> list[Point]:
     """Predict every measured cell from the machine's speeds in the reference cell."""
     by_key = {(_cell(row), row["method"]): row for row in rows if row["model"] in shapes.MODELS}
     reference = {method: row for (cell, method), row in by_key.items() if cell == tuple(REFERENCE.values())}
-    if not {"none", "ddp_fp32", "dgc_all_gather"} <= set(reference):
+    if not {"none", "ddp_fp32", "bf16_hook", "dgc_all_gather"} <= set(reference):
         return []
     host = machine_speeds({method: row["step_s"] for method, row in reference.items()})
     points = []
@@ -118,7 +118,11 @@ def machine_speeds(step_s: dict[str, float]) -> Host:
     moved = dense.dense_bytes  # a two-worker ring sends and receives the whole buffer once
     transport = 2 * moved / (step_s["ddp_fp32"] - step_s["none"])
     compress = dense.dense_bytes / max(1e-4, step_s["dgc_all_gather"] - step_s["none"])
-    return Host(compress_bytes_per_s=compress, transport_bytes_per_s=transport)
+    # Half the bytes travel; what is left beside that is the cast and the cast back.
+    cast_s = step_s["bf16_hook"] - step_s["none"] - (step_s["ddp_fp32"] - step_s["none"]) / 2
+    return Host(
+        compress_bytes_per_s=compress, transport_bytes_per_s=transport, cast_bytes_per_s=moved / max(1e-4, cast_s)
+    )
 
 
 def _cell(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -102,7 +102,9 @@ def _answer(chosen: ExchangePlan, step_s: dict[str, float]) -> str:
     parts = limits(chosen, sparse)
     limit = max(parts, key=lambda name: parts[name])
     rate = break_even_gbit_per_s(chosen, sparse)
-    below = "at every line rate" if rate == float("inf") else f"below about {rate:.3g} Gbit/s"
+    below = f"below about {rate:.3g} Gbit/s"
+    if rate == float("inf"):
+        below = "at every line rate, because TCP on one core is slower than compressing"
     if over_dense < WORTHWHILE_GAIN:
         cure = "plain DDP is as good" if best == "dense_fp32" else f"{best} is the fastest, plain DDP is simpler"
         if best in COMPRESSED:

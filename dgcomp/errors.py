@@ -1,9 +1,29 @@
 """Raise an error on every rank when one rank has found it, so that nobody is left waiting in a collective."""
 
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 
 MESSAGE_BYTES = 1024
+
+MEETING_TIMEOUT = timedelta(seconds=60)
+
+
+def meet(call: str, group: dist.ProcessGroup | None) -> None:
+    """Wait for all ranks to enter `call`; raise RuntimeError after a minute if one does not (on gloo).
+
+    Otherwise a collective that a script calls on rank 0 alone would wait for the group's timeout, half an hour.
+    """
+    if dist.get_backend(group) != "gloo":
+        return
+    try:
+        dist.monitored_barrier(group, timeout=MEETING_TIMEOUT)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{call} is collective, and not all ranks called it within {MEETING_TIMEOUT.total_seconds():g} s; "
+            "call it on every rank and let rank 0 alone do the printing or saving"
+        ) from error
 
 
 def raise_together(message: str | None, *, group: dist.ProcessGroup | None, device: torch.device) -> None:

@@ -86,17 +86,22 @@ def reduce_sparse(
     step: Step,
     config: DGCConfig,
     group: dist.ProcessGroup | None,
+    *,
+    is_finite: bool | None = None,
 ) -> Report:
     """Replace `gradients` (flat, by name) by the shared update, exchanging `step.density` of them; collective.
 
-    A non-finite gradient on any rank leaves memory and gradients as they are and is reported.
+    A non-finite gradient on any rank leaves memory and gradients as they are and is reported. `is_finite` is what
+    the caller knows of this rank's gradients; None has them looked at here, which is one more pass over memory.
     """
     watch = Stopwatch()
     num_senders = step.nodes.num_nodes if step.nodes else dist.get_world_size(group)
-    is_finite, used = _agree(memory, gradients, step, group)
-    report = Report(is_finite=is_finite, messages=1, milliseconds=watch.milliseconds)
+    if is_finite is None:
+        is_finite = all(kernels.is_finite(gradients[slot.name]) for slot in memory.slots)
+    all_finite, used = _agree(memory, gradients, step, group, is_finite)
+    report = Report(is_finite=all_finite, messages=1, milliseconds=watch.milliseconds)
     watch.lap("agree")
-    if not is_finite:
+    if not all_finite:
         return report
 
     scale = _local_clip_factor(gradients, step.loss_scale, config.clip_norm, num_senders) / step.loss_scale
@@ -142,11 +147,15 @@ def reduce_sparse(
 
 
 def _agree(
-    memory: GradientMemory, gradients: Mapping[str, Tensor], step: Step, group: dist.ProcessGroup | None
+    memory: GradientMemory,
+    gradients: Mapping[str, Tensor],
+    step: Step,
+    group: dist.ProcessGroup | None,
+    is_finite: bool,
 ) -> tuple[bool, list[bool]]:
     """Whether all gradients of all ranks are finite, and which parameters any rank used, in slot order."""
     slots = memory.slots
-    flags = [not all(kernels.is_finite(gradients[slot.name]) for slot in slots)]
+    flags = [not is_finite]
     if step.may_skip_parameters:
         flags += [bool(gradients[slot.name].count_nonzero()) for slot in slots]
     device = memory.residual.device

@@ -72,7 +72,7 @@ def initial_threshold(residual: Tensor, k: int, seed: int) -> float:
 
 
 def next_threshold(threshold: float, count: int, k: int, kth_magnitude: float) -> float:
-    """Aim at twice k candidates in the next step, of which the noise of the gradients leaves k to 2 k on average.
+    """Aim at somewhat under twice k candidates in the next step; more while residuals still grow from step to step.
 
     Just below the k-th magnitude the tail is steep (at a density of 0.1 % a threshold lower by 1 % gives some 4 times
     the candidates), and how steep depends on density and momentum. So the margin in log magnitude that this step had,

@@ -16,8 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dgcomp import kernels
 from dgcomp.config import DGCConfig
-from dgcomp.errors import raise_if_different, raise_together
+from dgcomp.errors import meet, raise_if_different, raise_together
 from dgcomp.exchange import NodeGroups, Regions, node_groups
 from dgcomp.exchange.auto import AutoExchange
 from dgcomp.memory import GradientMemory, ParameterSettings, check_parameters, flat_view
@@ -87,6 +88,7 @@ class DGCState:
         self._gradients: dict[str, Tensor] = {}
         self._dense_parts: list[DensePart] = []
         self._node_sums: list[Any] = []
+        self._is_finite = True
         self._regions = Regions()
         self._nodes = self._make_nodes()
         self._passes = Passes(model, self._names, optimizer, is_bucket_view=bool(model.gradient_as_bucket_view))
@@ -113,6 +115,7 @@ class DGCState:
         exactly on as many ranks; any single one of the files resumes a run on another number of ranks, in which each
         new rank starts from the means: these are what the algorithm conserves.
         """
+        meet("state_dict()", self.group)
         return {
             "version": STATE_VERSION,
             "world_size": self.world_size,
@@ -130,6 +133,7 @@ class DGCState:
         any one of the saved states holds. Raises ValueError on every rank alike if the state of any rank is of another
         model, of another version, or no state at all.
         """
+        meet("load_state_dict()", self.group)
         complaint = self._complaint(state)
         raise_together(complaint, group=self.group, device=self._device)
         is_own = state["world_size"] == self.world_size and state["rank"] == dist.get_rank(self.group)
@@ -145,6 +149,7 @@ class DGCState:
         Use it before evaluating, exporting or changing the method. With an attached optimizer the mean residual is
         applied as one more update, without a new momentum step; in any case it is returned by parameter name.
         """
+        meet("flush()", self.group)
         undelivered = self.memory.take_residual(self.group)
         if self.optimizer is not None:
             self._apply(undelivered)
@@ -176,7 +181,7 @@ class DGCState:
             "last_step": dict(counters.last),
             "residual_norm": float(torch.linalg.vector_norm(memory.residual)),
             "momentum_norm": 0.0 if memory.momentum is None else float(torch.linalg.vector_norm(memory.momentum)),
-            "milliseconds": {name: value / max(1, counters.steps) for name, value in counters.milliseconds.items()},
+            "milliseconds": {name: value / max(1, counters.exchanges) for name, value in counters.milliseconds.items()},
         }
 
     def close(self) -> None:
@@ -198,7 +203,10 @@ class DGCState:
         self._gradients |= gradients
         if self._step.is_dense:
             self._dense_parts.append(start_dense(self.memory, gradients, buffer, self._step, self.group))
-        elif self._nodes:
+        else:
+            # Here, while the bucket is still in the processor's cache, and not in a pass of its own at the end.
+            self._is_finite = self._is_finite and kernels.is_finite(buffer)
+        if self._nodes and not self._step.is_dense:
             self._node_sums.append(dist.all_reduce(buffer, group=self._nodes.intra, async_op=True))
         if bucket.is_last():
             self._finish_step()
@@ -259,7 +267,9 @@ class DGCState:
             for work, buffer in zip(self._node_sums, self._buffers, strict=False):
                 work.wait()
                 buffer.div_(self.config.ranks_per_node)
-            report = reduce_sparse(self.memory, self._gradients, step, self.config, self.group)
+            report = reduce_sparse(
+                self.memory, self._gradients, step, self.config, self.group, is_finite=self._is_finite
+            )
         if report.is_finite:
             self._passes.add_earlier(self._gradients)
         else:
@@ -272,7 +282,7 @@ class DGCState:
         self._step = None
         self._passes.note_delivery()
         self._buffers, self._futures, self._gradients = [], [], {}
-        self._dense_parts, self._node_sums = [], []
+        self._dense_parts, self._node_sums, self._is_finite = [], [], True
 
     def _discard(self, step: Step) -> None:
         """Answer a non-finite step: the scaler must see it and skip; without one the update is left out."""
@@ -294,6 +304,7 @@ class DGCState:
     def _count(self, step: Step, report: Report) -> None:
         counters, memory = self.counters, self.memory
         counters.messages += report.messages
+        counters.exchanges += 1
         counters.add_phases(report.milliseconds)
         counters.last_exchange = step.exchange
         if not report.is_finite:

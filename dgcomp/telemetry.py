@@ -27,6 +27,9 @@ class Counters:
     """Totals since the start of the run and the figures of the last step; all bytes are this rank's."""
 
     steps: int = 0
+    """Optimizer steps exchanged since the start of the run; a resumed run goes on counting."""
+    exchanges: int = 0
+    """Exchanges of this process, failed ones included: what `milliseconds` and `messages` are totals of."""
     nonfinite_steps: int = 0
     bytes_sent: int = 0
     bytes_dense: int = 0

@@ -21,8 +21,9 @@ ONE_BUCKET_MB = 4096
 
 
 def wrap(model: nn.Module, bucket_cap_mb: int | None) -> DistributedDataParallel:
-    # Views: without them DDP copies every gradient once more, for every method alike.
-    return DistributedDataParallel(model, bucket_cap_mb=bucket_cap_mb, gradient_as_bucket_view=True)
+    # Views: without them DDP copies every gradient once more, for every method alike. No first broadcast: the ranks
+    # start alike, and on a slow link it takes longer than the measurement.
+    return DistributedDataParallel(model, bucket_cap_mb=bucket_cap_mb, gradient_as_bucket_view=True, init_sync=False)
 
 
 def sgd(model: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -116,14 +117,15 @@ def topk_pairs(model: nn.Module, lr: float) -> Wrapped:
     return wrapped, sgd(model, lr)
 
 
-def dgc(exchange: str, codec: str = "int4") -> Callable[[nn.Module, float], Wrapped]:
+def dgc(exchange: str, codec: str = "int4", warmup_steps: int = 0) -> Callable[[nn.Module, float], Wrapped]:
     """This package through its public door, default buckets."""
 
     def make(model: nn.Module, lr: float) -> Wrapped:
         import dgcomp
 
         wrapped, optimizer = wrap(model, None), sgd(model, lr)
-        dgcomp.attach(wrapped, optimizer, dgcomp.DGCConfig(density=DENSITY, codec=codec, exchange=exchange))
+        config = dgcomp.DGCConfig(density=DENSITY, codec=codec, exchange=exchange, warmup_steps=warmup_steps)
+        dgcomp.attach(wrapped, optimizer, config)
         return wrapped, optimizer
 
     return make
@@ -144,6 +146,7 @@ METHODS: dict[str, Callable[[nn.Module, float], Wrapped]] = {
     "dgc_all_gather": dgc("all_gather"),
     "dgc_owner": dgc("owner"),
     "dgc_auto": dgc("auto"),
+    "dgc_warmup": dgc("all_gather", warmup_steps=60),
 }
 
 TITLES = {
@@ -161,4 +164,5 @@ TITLES = {
     "dgc_all_gather": "DGC int4, all-gather",
     "dgc_owner": "DGC int4, owner",
     "dgc_auto": "DGC int4, auto",
+    "dgc_warmup": "DGC int4, all-gather, 60 steps of warm-up",
 }

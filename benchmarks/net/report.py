@@ -51,28 +51,53 @@ def _exchange_table(rows: list[Row], model: str, nodes: int) -> list[str]:
     cells = sorted({_cell(row) for row in rows}, key=lambda c: (c[1], c[2], bits_per_s(c[0])))
     found = {(_cell(row), row["method"]): row for row in rows}
     lines = [f"\n## {model}, {nodes} workers\n", "Milliseconds a step (speed-up over fp32 DDP):\n"]
-    lines += [f"| method | {' | '.join(_heading(cell) for cell in cells)} | MB sent a step |"]
-    lines += ["|---" * (len(cells) + 2) + "|"]
-    for method, title in TITLES.items():
-        own = [found.get((cell, method)) for cell in cells]
-        if not any(own):
-            continue
-        numbers = [_speed(row, found, cell) for row, cell in zip(own, cells, strict=True)]
-        sent = next(row["bytes_sent_per_worker"] for row in own if row) / 1e6
-        lines.append(f"| {title} | {' | '.join(numbers)} | {sent:.3g} |")
+    lines += _grid(cells, {method: [_step(cell, method, found) for cell in cells] for method in TITLES})
+    added = {method: [_added(cell, method, found) for cell in cells] for method in TITLES}
+    if any(number is not None for numbers in added.values() for number in numbers):
+        lines += ["\nMilliseconds that the exchange adds to a step without one (speed-up over fp32 DDP):\n"]
+        lines += _grid(cells, added)
+    sent = {method: [_sent(cell, method, found) for cell in cells] for method in TITLES}
+    lines += ["\nMegabytes sent a step and worker, by the interface counters:\n", *_grid(cells, sent)]
     checks = [f"{_heading(cell)}: {_checked(cell, found)}" for cell in cells]
     lines += ["", "Links as measured by raw TCP before each cell: " + "; ".join(checks) + ".", ""]
     return lines + _break_even_table(rows)
 
 
-def _speed(row: Row | None, found: dict[Any, Row], cell: Any) -> str:
+def _grid(cells: list[Any], numbers: dict[str, list[str | None]]) -> list[str]:
+    """Markdown rows, methods down and cells across; methods without any number are left out."""
+    lines = [f"| method | {' | '.join(_heading(cell) for cell in cells)} |", "|---" * (len(cells) + 1) + "|"]
+    for method, texts in numbers.items():
+        if any(texts):
+            lines.append(f"| {TITLES[method]} | {' | '.join(text or '-' for text in texts)} |")
+    return lines
+
+
+def _step(cell: Any, method: str, found: dict[Any, Row]) -> str | None:
+    return _speed(cell, method, found, floor_s=0.0)
+
+
+def _added(cell: Any, method: str, found: dict[Any, Row]) -> str | None:
+    floor = found.get((cell, "none"))
+    if floor is None or method == "none":
+        return None
+    return _speed(cell, method, found, floor_s=floor["step_s"])
+
+
+def _speed(cell: Any, method: str, found: dict[Any, Row], floor_s: float) -> str | None:
+    row = found.get((cell, method))
     if row is None:
-        return "-"
-    text = f"{row['step_s'] * 1e3:,.0f}" if row["step_s"] > 0.1 else f"{row['step_s'] * 1e3:.1f}"
-    dense = [found[cell, name]["step_s"] for name in DENSE if (cell, name) in found]
-    if not dense or row["method"] in DENSE:
+        return None
+    seconds = row["step_s"] - floor_s
+    text = f"{seconds * 1e3:,.0f}" if seconds > 0.1 else f"{seconds * 1e3:.1f}"
+    dense = [found[cell, name]["step_s"] - floor_s for name in DENSE if (cell, name) in found]
+    if not dense or method in DENSE or seconds <= 0:
         return text
-    return f"{text} ({min(dense) / row['step_s']:.1f}x)"
+    return f"{text} ({min(dense) / seconds:.1f}x)"
+
+
+def _sent(cell: Any, method: str, found: dict[Any, Row]) -> str | None:
+    row = found.get((cell, method))
+    return None if row is None else f"{row['bytes_sent_per_worker'] / 1e6:.3g}"
 
 
 def _checked(cell: Any, found: dict[Any, Row]) -> str:

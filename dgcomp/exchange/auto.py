@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from dgcomp.exchange.calibrate import calibrate
 from dgcomp.exchange.collectives import device_of
-from dgcomp.exchange.planner import ExchangePlan, plan, replan
+from dgcomp.exchange.planner import ExchangePlan, at_density, plan, replan
 
 logger = logging.getLogger("dgcomp")
 
@@ -30,6 +30,7 @@ class AutoExchange:
         *,
         codec: str = "int4",
         leftover_numel: int = 0,
+        leftover_codec: str = "int4",
         num_buckets: int = 1,
         workers_per_core: float = 1.0,
         lossless_dense: bool = False,
@@ -41,7 +42,7 @@ class AutoExchange:
         link, host = calibrate(group, workers_per_core=workers_per_core)
         self.plan: ExchangePlan = plan(
             numel, density, dist.get_world_size(group), link, codec=codec, leftover_numel=leftover_numel,
-            num_buckets=num_buckets, host=host, lossless_dense=lossless_dense,
+            leftover_codec=leftover_codec, num_buckets=num_buckets, host=host, lossless_dense=lossless_dense,
         )  # fmt: skip
         self._observed_s: list[float] = []
         self._log(f"measured {link.bandwidth_gbit_per_s:.3g} Gbit/s and a round trip of {link.rtt_ms:.3g} ms")
@@ -53,18 +54,7 @@ class AutoExchange:
 
     def name_at(self, density: float) -> str:
         """The method for a step at another density, such as one of the warm-up, by the model alone."""
-        now = self.plan
-        return plan(
-            now.gradient.numel,
-            density,
-            now.world_size,
-            now.link,
-            codec=now.gradient.codec,
-            leftover_numel=now.gradient.leftover_numel,
-            num_buckets=now.gradient.num_buckets,
-            host=now.host,
-            lossless_dense="dense_bf16" not in now.costs,
-        ).name
+        return at_density(self.plan, density).name
 
     def observe(self, exchange_s: float) -> bool:
         """Take the seconds of one step's exchange; every so many steps plan anew. True if the method changed.

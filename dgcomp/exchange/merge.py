@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dgcomp.wire.bits import lowest_bit
 
+_BLOCK = 1 << 19  # entries gathered at a time, so that the copies of a dense stage stay small
 _WINDOW = 1 << 15  # elements summed at a time: 128 KB of sums stay in the second-level cache
 
 
@@ -21,10 +22,21 @@ def merge(positions: Sequence[Tensor], values: Sequence[Tensor], numel: int) -> 
     """
     if len(positions) == 1:
         return positions[0], values[0]
-    starts = np.cumsum([0, *(len(part) for part in positions)], dtype=np.int64)
-    where, sums = np.empty(starts[-1], np.int64), np.empty(starts[-1], np.float32)
-    count = _merge(torch.cat(list(positions)).numpy(), torch.cat(list(values)).numpy(), starts, where, sums)
-    return torch.from_numpy(where[:count]), torch.from_numpy(sums[:count])
+    total = sum(map(len, positions))
+    where, sums = np.empty(total, np.int64), np.empty(total, np.float32)
+    cuts = np.linspace(0, numel, -(-total // _BLOCK) + 1).astype(np.int64)
+    bounds = [np.searchsorted(part.numpy(), cuts) for part in positions]
+    found = 0
+    for block in range(len(cuts) - 1):
+        slices = [slice(bound[block], bound[block + 1]) for bound in bounds]
+        found += _merge(
+            torch.cat([part[where_in] for part, where_in in zip(positions, slices, strict=True)]).numpy(),
+            torch.cat([part[where_in] for part, where_in in zip(values, slices, strict=True)]).numpy(),
+            np.cumsum([0, *(where_in.stop - where_in.start for where_in in slices)], dtype=np.int64),
+            where[found:],
+            sums[found:],
+        )
+    return torch.from_numpy(where[:found]), torch.from_numpy(sums[:found])
 
 
 @njit(cache=True, nogil=True)
@@ -38,7 +50,7 @@ def _merge(
     """Scatter window by window into a small dense buffer, rank after rank, and read it out by its bitmap."""
     num_ranks = starts.size - 1
     at = starts[:-1].copy()
-    window = np.empty(_WINDOW, np.float32)
+    window = np.zeros(_WINDOW, np.float32)
     taken = np.zeros(_WINDOW >> 6, np.uint64)  # one bit per element of the window
     busy = np.zeros(_WINDOW >> 12, np.uint64)  # one bit per word of `taken` that is not zero
     one = np.uint64(1)
@@ -55,13 +67,9 @@ def _merge(
             i = at[rank]
             while i < starts[rank + 1] and positions[i] < base + _WINDOW:
                 offset = positions[i] - base
-                bit = one << np.uint64(offset & 63)
-                if taken[offset >> 6] & bit:
-                    window[offset] += values[i]
-                else:
-                    taken[offset >> 6] |= bit
-                    busy[offset >> 12] |= one << np.uint64((offset >> 6) & 63)
-                    window[offset] = values[i]
+                window[offset] += values[i]
+                taken[offset >> 6] |= one << np.uint64(offset & 63)
+                busy[offset >> 12] |= one << np.uint64((offset >> 6) & 63)
                 i += 1
             at[rank] = i
         for part in range(busy.size):
@@ -77,4 +85,5 @@ def _merge(
                     current &= current - one
                     where[found] = base + offset
                     sums[found] = window[offset]
+                    window[offset] = np.float32(0)
                     found += 1

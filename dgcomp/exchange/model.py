@@ -195,7 +195,7 @@ class Gradient:
     density: float = 0.001
     codec: str = "int4"
     leftover_numel: int = 0
-    leftover_bits: float = VALUE_BITS["int8"]
+    leftover_bits: float = VALUE_BITS["int4"]
     num_buckets: int = 1
 
     def __post_init__(self) -> None:

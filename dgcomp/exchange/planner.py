@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from dgcomp.exchange.model import (
+    VALUE_BITS,
     Cost,
     Gradient,
     Host,
@@ -77,6 +78,7 @@ def plan(
     *,
     codec: str = "int4",
     leftover_numel: int = 0,
+    leftover_codec: str = "int4",
     num_buckets: int = 1,
     host: Host | None = None,
     node_size: int = 1,
@@ -97,8 +99,8 @@ def plan(
         What connects them (or their nodes, if `node_size` > 1).
     codec : str
         Value format, see `entry_bits`.
-    leftover_numel : int
-        Elements sent dense in the same message.
+    leftover_numel, leftover_codec : int and str
+        Elements sent whole in the same message, and the format of their values.
     num_buckets : int
         Messages a step.
     host : Host, optional
@@ -117,12 +119,12 @@ def plan(
         raise ValueError(f"world_size must be at least 1, got {world_size}")
     if node_size > 1 and node_link is None:
         raise ValueError(f"node_link must be given with node_size {node_size}: the link inside a node")
-    gradient = Gradient(numel, density, codec, leftover_numel, num_buckets=num_buckets)
+    gradient = Gradient(numel, density, codec, leftover_numel, VALUE_BITS[leftover_codec], num_buckets)
     host = host or Host()
     args = (gradient, world_size, link, host)
-    costs = {"dense_fp32": dense_fp32(*args), "all_gather": sparse_all_gather(*args), "owner": sparse_owner(*args)}
-    if not lossless_dense:
-        costs["dense_bf16"] = dense_bf16(*args)
+    costs = _single_level(*args)
+    if lossless_dense:
+        del costs["dense_bf16"]
     if node_size > 1 and node_link is not None:
         costs["two_level"] = two_level(*args, node_size=node_size, node_link=node_link)
     return ExchangePlan(_fastest(costs), costs, *args)
@@ -181,14 +183,25 @@ def break_even_gbit_per_s(current: ExchangePlan, method: str, against: str = "de
     return low
 
 
+def at_density(current: ExchangePlan, density: float) -> ExchangePlan:
+    """The same plan for steps of another density, such as a warm-up's, by the model alone."""
+    gradient = replace(current.gradient, density=density)
+    costs = _uncorrected(replace(current, gradient=gradient), current.link)
+    costs = {name: cost for name, cost in costs.items() if name in current.costs}
+    return replace(current, name=_fastest(costs), costs=costs, gradient=gradient, corrections={})
+
+
 def _uncorrected(current: ExchangePlan, link: Link, host: Host | None = None) -> dict[str, Cost]:
     """Costs of the plan's single-level methods on another link or host."""
-    args = (current.gradient, current.world_size, link, host or current.host)
+    return _single_level(current.gradient, current.world_size, link, host or current.host)
+
+
+def _single_level(gradient: Gradient, world_size: int, link: Link, host: Host) -> dict[str, Cost]:
     return {
-        "dense_fp32": dense_fp32(*args),
-        "dense_bf16": dense_bf16(*args),
-        "all_gather": sparse_all_gather(*args),
-        "owner": sparse_owner(*args),
+        "dense_fp32": dense_fp32(gradient, world_size, link, host),
+        "dense_bf16": dense_bf16(gradient, world_size, link, host),
+        "all_gather": sparse_all_gather(gradient, world_size, link, host),
+        "owner": sparse_owner(gradient, world_size, link, host),
     }
 
 

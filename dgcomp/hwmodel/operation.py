@@ -60,10 +60,15 @@ class Operation:
     x_density_error: float = 0.0
     """Standard error of `x_density`, which is measured on a sample."""
     precision: Precision = Precision()
+    channels: int | None = None
+    """Elements of `inner` at one position of a convolution's kernel; None where inner is a single run of channels."""
     filters: Tensor | None = None
     """[rows, channels, 3, 3]: weights of a 3x3 convolution with stride 1, dilation 1 and one group; None otherwise."""
     images: Tensor | None = None
     """[sampled images, channels, height, width]: inputs of such a convolution, padded."""
+    winograd: tuple[Tensor, Tensor] | None = None
+    """Of a layer whose weights live in the Winograd domain: where weights [16, inner, rows] and activations
+    [16, sampled tiles, inner] are not zero. Its 16 products are the `copies`."""
 
     @property
     def macs(self) -> int:

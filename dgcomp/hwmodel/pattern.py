@@ -51,8 +51,9 @@ class Pattern:
         if matrix.layout == torch.sparse_coo:
             row, column = matrix.coalesce().indices().cpu().numpy()
         else:
-            row, column = np.nonzero(matrix.detach().cpu().numpy())
-        return cls.from_coordinates(rows, columns, row, column)
+            row, column = np.nonzero(matrix.detach().cpu().numpy())  # in order, like coalesced indices
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(row, minlength=rows))])
+        return cls(rows, columns, starts, column.astype(np.int64))
 
     @classmethod
     def _of_scipy(cls, matrix: Any) -> "Pattern":

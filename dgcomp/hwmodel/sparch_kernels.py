@@ -53,25 +53,13 @@ def merged_sizes(
             entry = first_entry[node]
             while entry >= 0:
                 k = a_columns[entry]
-                if cursor + b_starts[k + 1] - b_starts[k] > found.shape[0]:
-                    found = _grown(found, cursor + b_starts[k + 1] - b_starts[k])
-                for position in range(b_starts[k], b_starts[k + 1]):
-                    column = b_columns[position]
-                    if seen[column] != visit:
-                        seen[column] = visit
-                        found[cursor] = column
-                        cursor += 1
+                found = _with_room(found, cursor + b_starts[k + 1] - b_starts[k])
+                cursor = _append_new(b_columns, b_starts[k], b_starts[k + 1], seen, visit, found, cursor)
                 entry = next_entry[entry]
             child = first_child[node]
             while child >= 0:
-                if cursor + end[child] - begin[child] > found.shape[0]:
-                    found = _grown(found, cursor + end[child] - begin[child])
-                for position in range(begin[child], end[child]):
-                    column = found[position]
-                    if seen[column] != visit:
-                        seen[column] = visit
-                        found[cursor] = column
-                        cursor += 1
+                found = _with_room(found, cursor + end[child] - begin[child])
+                cursor = _append_new(found, begin[child], end[child], seen, visit, found, cursor)
                 child = next_child[child]
             end[node] = cursor
             sizes[node] += cursor - begin[node]
@@ -84,8 +72,23 @@ def merged_sizes(
 
 
 @numba.njit(cache=True, nogil=True)
-def _grown(array: Array, at_least: int) -> Array:
-    larger = np.empty(max(2 * array.shape[0], at_least), array.dtype)
+def _append_new(columns: Array, begin: int, end: int, seen: Array, visit: int, found: Array, cursor: int) -> int:
+    """Append those of columns[begin:end] that this visit has not seen to `found`; returns the new cursor."""
+    for position in range(begin, end):
+        column = columns[position]
+        if seen[column] != visit:
+            seen[column] = visit
+            found[cursor] = column
+            cursor += 1
+    return cursor
+
+
+@numba.njit(cache=True, nogil=True)
+def _with_room(array: Array, size: int) -> Array:
+    """The array itself, or a longer copy if it does not hold `size` elements."""
+    if size <= array.shape[0]:
+        return array
+    larger = np.empty(max(2 * array.shape[0], size), array.dtype)
     larger[: array.shape[0]] = array
     return larger
 
@@ -102,6 +105,24 @@ def next_uses(rows: Array, num_rows: int) -> Array:
 
 
 @numba.njit(cache=True, nogil=True)
+def _next_victim(idle: Any, waiting: Any, known_use: Array, last_use: Array, resident: Array, row: int) -> int:
+    """Row that loses lines next, taken off its heap; -1 if only `row` itself is left.
+
+    Heaps hold stale items; an item counts only while it agrees with the arrays.
+    """
+    while len(idle) > 0:
+        used, candidate = heappop(idle)
+        current = known_use[candidate] == UNKNOWN and last_use[candidate] == used
+        if current and resident[candidate] > 0 and candidate != row:
+            return int(candidate)
+    while len(waiting) > 0:
+        use, candidate = heappop(waiting)
+        if known_use[candidate] == -use and resident[candidate] > 0 and candidate != row:
+            return int(candidate)
+    return -1
+
+
+@numba.njit(cache=True, nogil=True)
 def prefetch_misses(
     rows: Array, following: Array, row_lengths: Array, num_lines: int, line: int, window: int
 ) -> tuple[Array, int, int]:
@@ -115,7 +136,6 @@ def prefetch_misses(
     resident = np.zeros(row_lengths.shape[0], np.int64)  # lines, from the front of the row
     known_use = np.full(row_lengths.shape[0], UNKNOWN, np.int64)
     last_use = np.full(row_lengths.shape[0], -1, np.int64)
-    # Heaps hold stale items; an item counts only while it agrees with the arrays above.
     idle = [(0, 0)]
     waiting = [(0, 0)]
     idle.clear()
@@ -135,15 +155,7 @@ def prefetch_misses(
         fetched[t] = max(0, row_lengths[row] - resident[row] * line)
         missing = min(needed, num_lines) - resident[row]
         while free < missing:
-            victim = -1
-            while len(idle) > 0 and victim < 0:
-                used, candidate = heappop(idle)
-                if known_use[candidate] == UNKNOWN and last_use[candidate] == used and resident[candidate] > 0:
-                    victim = candidate
-            while len(waiting) > 0 and victim < 0:
-                use, candidate = heappop(waiting)
-                if known_use[candidate] == -use and resident[candidate] > 0 and candidate != row:
-                    victim = candidate
+            victim = _next_victim(idle, waiting, known_use, last_use, resident, row)
             if victim < 0:
                 break
             taken = min(resident[victim], missing - free)

@@ -289,10 +289,25 @@ class VSQuantPE:
         cost = self.gemm(parse_design(self.design), weight.shape[0], weight.shape[1], len(vectors))
         return cost + Cost(breakdown=self._gating(parse_design(self.design), weight, vectors, cost))
 
-    def gemm(self, precision: Precision, rows: int, inner: int, columns: int, copies: int = 1) -> Cost:
-        """Cost of [rows, inner] times [inner, columns], dense: the inner dimension is padded to whole vectors."""
-        vector_products = rows * -(-inner // VECTOR) * columns * copies
-        cycles = copies * -(-rows * columns // (self.num_pes * self.lanes)) * -(-inner // VECTOR)
+    def gemm(
+        self,
+        precision: Precision,
+        rows: int,
+        inner: int,
+        columns: int,
+        copies: int = 1,
+        *,
+        channels: int | None = None,
+    ) -> Cost:
+        """Cost of [rows, inner] times [inner, columns], dense, with the inner dimension padded to whole vectors.
+
+        A vector lies within the channels of one kernel position (section 3), so a convolution pads at each of its
+        `inner / channels` positions: three input channels fill 3 of 16 elements.
+        """
+        channels = channels or inner
+        vectors = inner // channels * -(-channels // VECTOR)
+        vector_products = rows * vectors * columns * copies
+        cycles = copies * -(-rows * columns // (self.num_pes * self.lanes)) * vectors
         joules = vector_products * VECTOR * BASELINE_JOULES_PER_MAC * relative_energy(precision, self.product_bits)
         macs_per_s = self.macs_per_cycle * self.clock_ghz * 1e9
         useful = rows * inner * columns * copies
@@ -328,4 +343,5 @@ class VSQuantPE:
             precision = parse_design(str(operation.precision) if self.design == "auto" else self.design)
         except ValueError:
             return None
-        return self.gemm(precision, operation.rows, operation.inner, operation.columns, operation.copies)
+        shape = operation.rows, operation.inner, operation.columns, operation.copies
+        return self.gemm(precision, *shape, channels=operation.channels)

@@ -155,10 +155,15 @@ class WinogradEngine:
         )
 
     def price(self, operation: Operation) -> Cost | None:
-        """Cost of one 3x3 convolution with stride 1, from its weights and sampled images; None for all else.
+        """Cost of one 3x3 convolution with stride 1, spatial or in the Winograd domain; None for all else.
 
-        The gradient of the weight is no convolution of this shape: not priced.
+        Priced from its weights and sampled images or tiles. The gradient of the weight is no convolution of this
+        shape: not priced.
         """
+        if operation.winograd is not None:
+            weights, tiles = operation.winograd
+            note = f"from {tiles.shape[1]} of {operation.columns} tiles"
+            return replace(self.run(weights, tiles) * (operation.columns / tiles.shape[1]), notes=(note,))
         if operation.filters is None or operation.images is None:
             return None
         activation = transform_images(operation.images)

@@ -193,7 +193,7 @@ class EIEMatrix:
                 f"use {largest.bit_length()} bits or more processing elements"
             )
         entry_bits = self.num_entries * (self.index_bits + self.codebook_bits)
-        return entry_bits + int(pointers.size) * pointer_bits + 2**self.codebook_bits * value_bits
+        return entry_bits + int(pointers.size) * pointer_bits + (1 << self.codebook_bits) * value_bits
 
     def save(self, path: str | Path) -> None:
         """Write the matrix to a safetensors file (needs `pip install safetensors`)."""

@@ -132,12 +132,11 @@ def read_bitmap(words: U64, numel: int, positions: I64) -> int:
 
 
 @njit(cache=True, nogil=True)
-def quotient_sums(positions: I64, low_bits: int, sums: I64) -> None:
-    """Add up the unary parts of the gaps for the widths low_bits, low_bits + 1, ... in one pass."""
-    previous = np.int64(-1)
-    for i in range(positions.size):
+def quotient_sums(positions: I64, low_bits: int, stride: int, sums: I64) -> None:
+    """Add up the unary parts of every stride-th gap for the widths low_bits, low_bits + 1, ..."""
+    for i in range(0, positions.size, stride):
+        previous = positions[i - 1] if i else np.int64(-1)
         gap = (positions[i] - previous - 1) >> low_bits
-        previous = positions[i]
         for width in range(sums.size):
             sums[width] += gap >> width
 

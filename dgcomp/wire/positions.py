@@ -26,6 +26,7 @@ FORMATS = ("bitmap", "rice", "block", "run16", "int32")
 MAX_NUMEL = 2**48  # far above any model, far below where the arithmetic of positions could overflow
 _MAX_LOW_BITS = 48
 _RICE_WIDTHS_BELOW = 3  # clustered positions want a smaller parameter than their density suggests
+_RICE_SAMPLES = 4096  # gaps that choose the parameter; all of them would take longer than the coding
 _FILLER = 65535
 
 
@@ -109,14 +110,24 @@ def _least_bytes(form: str, count: int, numel: int) -> int:
 
 
 def _rice_size(positions: I64, numel: int) -> tuple[int, int]:
-    """The best Rice parameter for these positions, and the size with it."""
-    widths = _likely_widths(positions.size, numel)
-    widths = range(max(widths.start - _RICE_WIDTHS_BELOW, 0), widths.stop)
-    sums = np.zeros(len(widths), np.int64)
-    bits.quotient_sums(positions, widths.start, sums)
+    """A good Rice parameter for these positions (the best, if they are few), and the size with it."""
+    likely = _likely_widths(positions.size, numel)
+    widths = range(max(likely.start - _RICE_WIDTHS_BELOW, 0), likely.stop)
+    stride = max(positions.size // _RICE_SAMPLES, 1)
+    sums = stride * _quotients(positions, widths, stride)
     sizes = [_rice_bytes(positions.size, width, int(total)) for width, total in zip(widths, sums, strict=True)]
-    best = int(np.argmin(sizes))
-    return widths[best], sizes[best]
+    width = widths[int(np.argmin(sizes))]
+    size = _rice_bytes(positions.size, width, int(_quotients(positions, range(width, width + 1))[0]))
+    if size > worst_bytes("rice", positions.size, numel):  # the samples misled: take what the worst case assumes
+        width = min(likely, key=lambda b: _rice_bytes(positions.size, b, (numel - positions.size) >> b))
+        size = _rice_bytes(positions.size, width, int(_quotients(positions, range(width, width + 1))[0]))
+    return width, size
+
+
+def _quotients(positions: I64, widths: range, stride: int = 1) -> I64:
+    sums = np.zeros(len(widths), np.int64)
+    bits.quotient_sums(positions, widths.start, stride, sums)
+    return sums
 
 
 def _encode_rice(positions: I64, numel: int) -> Bytes:

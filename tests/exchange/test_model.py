@@ -104,7 +104,13 @@ def test_bytes_are_those_of_the_real_exchanges(world_size: int, leftover: int) -
     gradient = Gradient(25_502_912, leftover_numel=leftover)
     for name, exchange in (("all_gather", sparse_all_gather), ("owner", sparse_owner)):
         real = bytes_per_worker(
-            name, count=25_503, numel=25_502_912, world_size=world_size, codec="int4", dense_numel=leftover
+            name,
+            count=25_503,
+            numel=25_502_912,
+            world_size=world_size,
+            codec="int4",
+            dense_numel=leftover,
+            dense_codec="int4",
         )
         assert exchange(gradient, world_size, Link(1.0), Host()).bytes_sent == pytest.approx(real, rel=0.12), name
 

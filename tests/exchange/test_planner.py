@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dgcomp.exchange.model import Host, Link
-from dgcomp.exchange.planner import COMPRESSED, METHODS, break_even_gbit_per_s, limits, plan, replan
+from dgcomp.exchange.planner import COMPRESSED, METHODS, at_density, break_even_gbit_per_s, limits, plan, replan
 
 NUMEL = 25_502_912
 
@@ -22,6 +22,15 @@ def test_slow_links_get_compression_and_fast_ones_do_not() -> None:
 def test_owner_above_the_crossover_all_gather_below() -> None:
     assert plan(NUMEL, 0.01, 2, Link(0.1)).name == "all_gather"
     assert plan(NUMEL, 0.01, 256, Link(0.1)).name == "owner"
+
+
+def test_warm_up_densities_are_planned_alike() -> None:
+    choice = plan(NUMEL, 0.001, 64, Link(1.0))
+    for density in (0.25, 0.01):
+        assert at_density(choice, density).costs == plan(NUMEL, density, 64, Link(1.0)).costs
+        assert at_density(choice, density).name == plan(NUMEL, density, 64, Link(1.0)).name
+    lossless = plan(NUMEL, 0.001, 64, Link(1.0), lossless_dense=True)
+    assert "dense_bf16" not in at_density(lossless, 0.25).costs
 
 
 def test_two_level_is_offered_only_with_nodes() -> None:

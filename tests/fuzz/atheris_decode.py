@@ -4,14 +4,20 @@ Options are libFuzzer's. Needs `pip install dgcomp[fuzz]`. The checksum is put r
 would get past it.
 """
 
+import inspect
 import sys
 
 import atheris
 import numpy as np
 
-# not the modules with compiled loops: numba cannot compile instrumented functions
-with atheris.instrument_imports(include=["dgcomp.wire.message", "dgcomp.wire.positions"]):
-    from tests.fuzz import mutate
+from dgcomp.wire import message, positions
+from tests.fuzz import mutate
+
+# function by function: numba cannot compile instrumented ones, so the modules with compiled loops stay as they are
+for module in (message, positions):
+    for _, function in inspect.getmembers(module, inspect.isfunction):
+        if function.__module__ == module.__name__:
+            atheris.instrument_func(function)
 
 
 def try_bytes(raw: bytes) -> None:

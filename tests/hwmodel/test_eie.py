@@ -17,6 +17,7 @@ from dgcomp.hwmodel.eie import NM28, NM45, load_balance, random_layer, simulate
 from dgcomp.hwmodel.operation import Operation
 from dgcomp.hwmodel.published import EIE_LAYERS, EIE_PLATFORMS
 from dgcomp.sparse.eie import EIEMatrix
+from tests.conftest import data_file
 
 
 def cycles_by_queue(entries: np.ndarray, fifo_depth: int) -> int:
@@ -45,6 +46,19 @@ def test_recurrence_equals_queues(data: st.DataObject, num_pes: int, columns: in
     counts = st.lists(st.integers(0, 6), min_size=num_pes * columns, max_size=num_pes * columns)
     entries = np.array(data.draw(counts), int).reshape(num_pes, columns)
     assert simulate(entries, fifo_depth) == cycles_by_queue(entries, fifo_depth)
+
+
+@pytest.mark.data
+def test_recurrence_equals_queues_on_a_real_layer() -> None:
+    """The last convolution of a trained ResNet-20, pruned to a tenth, as products of its patches."""
+    with np.load(data_file("models/resnet20-cifar10.npz")) as file:
+        weight = torch.from_numpy(file[next(name for name in file if "layer3.2.conv2" in name)]).reshape(64, -1)
+    weight = weight * (weight.abs() > weight.abs().quantile(0.9))
+    x = torch.randn(weight.shape[1]).relu()
+    for num_pes in (4, 16, 64):
+        entries = EIEMatrix.from_dense(weight, num_pes=num_pes).entries_per_pe(x)
+        for fifo_depth in (2, 4, 8, 64):
+            assert simulate(entries, fifo_depth) == cycles_by_queue(entries, fifo_depth)
 
 
 def test_recurrence_by_hand() -> None:

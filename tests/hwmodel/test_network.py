@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from dgcomp import hwmodel
-from dgcomp.exchange.model import Gradient, Host, dense_bf16, sparse_all_gather, sparse_owner
+from dgcomp.exchange.model import Host
+from dgcomp.exchange.planner import plan
 from dgcomp.hwmodel.network import exposed_seconds
 
 RESNET50 = 25_557_032
@@ -14,13 +15,14 @@ RESNET50 = 25_557_032
 
 def test_same_model_as_the_planner() -> None:
     network = hwmodel.Network(nodes=8)
-    gradient = Gradient(RESNET50, 0.001, "int4")
-    methods = {"all_gather": sparse_all_gather, "owner": sparse_owner, "dense_bf16": dense_bf16}
-    for method, exchange in methods.items():
-        expected = exchange(gradient, 8, network.link, network.host)
+    choice = plan(RESNET50, 0.001, 8, network.link, host=network.host)
+    for method in ("all_gather", "owner", "dense_bf16"):
         cost = hwmodel.Network(nodes=8, density=0.001, method=method).exchange(RESNET50)
-        assert cost.seconds == expected.seconds
-        assert cost.breakdown["sent_bytes"] == expected.bytes_sent
+        assert cost.seconds == choice.costs[method].seconds
+        assert cost.breakdown["sent_bytes"] == choice.costs[method].bytes_sent
+    sparse = hwmodel.Network(nodes=8, density=0.001).exchange(RESNET50)
+    assert sparse.seconds == choice.seconds
+    assert sparse.notes == (f"exchange by {choice.name}",)
 
 
 def test_overlap_hides_what_fits_into_the_backward_pass() -> None:
@@ -69,27 +71,28 @@ def test_figure_6_regime() -> None:
 MEASURED = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "bandwidth.json"
 
 
-def measured_points() -> list[tuple[float, int, float, str]]:
-    """Seconds a step of dense exchanges over shaped links, from the bandwidth benchmark's own results."""
+def test_measured_dense_exchanges_of_the_bandwidth_benchmark() -> None:
+    """Where the line sets the pace: fp32 DDP and bf16 over shaped links, beside a step without exchange."""
     if not MEASURED.exists():
-        return []
-    rows = json.loads(MEASURED.read_text())
-    chosen = [row for row in rows if row["method"] in ("ddp_fp32", "bf16_hook") and row["model"] == "resnet50"]
-    return [(row["line_gbit_per_s"], row["nodes"], row["step_s"], row["method"]) for row in chosen if not row["rtt_ms"]]
-
-
-def test_measured_points_of_the_bandwidth_benchmark() -> None:
-    points = measured_points()
-    if not points:
         pytest.skip(f"{MEASURED} is not there; benchmarks/bandwidth.py writes it")
-    for gbit, nodes, seconds, method in points:
-        host = Host(workers_per_core=nodes / 2)  # the benchmark emulates all nodes on two cores
-        network = hwmodel.Network(gbit, 0.2, nodes, efficiency=1.0, host=host)  # the rate is measured payload
-        if method == "ddp_fp32":
-            predicted = network.exchange(RESNET50, num_buckets=5).seconds
-        else:
-            predicted = dense_bf16(Gradient(RESNET50, num_buckets=5), nodes, network.link, host).seconds
-        assert predicted == pytest.approx(seconds, rel=0.15), (gbit, nodes, method)
+    rows = [row for row in json.loads(MEASURED.read_text()) if row["model"] == "resnet50" and not row["loss"]]
+    floors = {(row["link"], row["nodes"], row["rtt_ms"]): row["step_s"] for row in rows if row["method"] == "none"}
+    methods = {"ddp_fp32": "dense_fp32", "bf16_hook": "dense_bf16"}
+    for row in rows:
+        cell = row["link"], row["nodes"], row["rtt_ms"]
+        if row["method"] not in methods or cell not in floors or row["line_gbit_per_s"] > 1:
+            continue
+        host = Host(workers_per_core=max(1.0, row["nodes"] / 2))  # the benchmark emulates all nodes on two cores
+        network = hwmodel.Network(
+            row["line_gbit_per_s"],  # as measured by raw TCP: payload
+            row["round_trip_ms"],
+            row["nodes"],
+            method=methods[row["method"]],
+            efficiency=1.0,
+            host=host,
+        )
+        predicted = floors[cell] + network.exchange(RESNET50, num_buckets=5).seconds
+        assert predicted == pytest.approx(row["step_s"], rel=0.15), (cell, row["method"])
 
 
 def test_bad_input_names_the_argument() -> None:

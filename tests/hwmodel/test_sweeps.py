@@ -1,9 +1,12 @@
 """Sweeps: the trends that EIE's Figures 8, 9 and 11 to 13 show."""
 
+from math import prod
+
 import pytest
 
 from dgcomp import hwmodel
 from dgcomp.hwmodel import sweeps
+from dgcomp.hwmodel.published import EIE_LAYERS
 
 
 def test_figure_8_deeper_queues_balance_better_and_nt_we_worst() -> None:
@@ -38,6 +41,18 @@ def test_figures_11_to_13_more_elements() -> None:
     assert [row["speedup"] for row in rows] == sorted(row["speedup"] for row in rows)
     assert [row["real_work"] for row in rows] == sorted(row["real_work"] for row in rows)
     assert rows[-1]["load_balance"] < rows[1]["load_balance"]
+
+
+def test_figures_6_and_7_against_the_cpu() -> None:
+    """Geometric means over the layers but the 100 M weights of VGG-6: published values from Table IV."""
+    names = [name for name in EIE_LAYERS if name != "VGG-6"]
+    rows = sweeps.eie_table_4(names)
+    speedup = prod(row["speedup_over_cpu_dense"] for row in rows) ** (1 / 8)
+    published = prod(EIE_LAYERS[name].cpu_us[0] / EIE_LAYERS[name].actual_us for name in names) ** (1 / 8)
+    assert speedup == pytest.approx(published, rel=0.08)
+    energy = prod(row["energy_gain_over_cpu_dense"] for row in rows) ** (1 / 8)
+    figure_7 = (34522, 61533, 14826, 76784, 11828, 9485, 10904, 8053)  # VGG-6 left out here too
+    assert energy == pytest.approx(prod(figure_7) ** (1 / 8), rel=0.15)
 
 
 def test_sweep_changes_one_setting() -> None:

@@ -128,6 +128,15 @@ def test_padding_to_whole_vectors_is_paid() -> None:
     assert ragged.breakdown["padding_multiplies_count"] == 15 * 256
 
 
+def test_convolutions_pad_at_every_kernel_position() -> None:
+    chip = hwmodel.VSQuantPE("4/4/4/4")
+    first_layer = Operation("conv", "conv", "forward", 16, 27, 100, channels=3)
+    cost = chip.price(first_layer)
+    assert cost is not None
+    assert cost.breakdown["vector_products_count"] == 16 * 9 * 100
+    assert cost.breakdown["padding_multiplies_count"] == 16 * 9 * 100 * 13
+
+
 def test_scale_codes_of_the_worked_example() -> None:
     # papers: N = M = V = 4; here vectors have 16, so each group of four is padded with zeros.
     x = torch.tensor(

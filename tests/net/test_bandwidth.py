@@ -15,7 +15,7 @@ from benchmarks.net.methods import METHODS, TITLES, sgd, topk_hook, wrap
 from benchmarks.net.replay import Replay
 from benchmarks.net.timing import step
 from benchmarks.net.training import Clusters, Perceptron
-from dgcomp.exchange.model import Host, Link, dense_fp32, sparse_all_gather
+from dgcomp.exchange.model import Host, Link, dense_bf16, dense_fp32, sparse_all_gather
 from tests.ranks import run_ranks
 
 SIZES = [(40, 30), (30,), (20, 10, 3)]
@@ -136,11 +136,13 @@ def test_break_even_is_where_the_lines_cross() -> None:
 def test_table_and_plot_are_written(tmp_path: Path) -> None:
     rows = [_row("ddp_fp32", f"{rate}gbit", rate, 0.1 + 1.2 / rate) for rate in (0.1, 1.0)]
     rows += [_row("dgc_all_gather", f"{rate}gbit", rate, 0.2 + 0.001 / rate) for rate in (0.1, 1.0)]
+    rows += [_row("none", f"{rate}gbit", rate, 0.05) for rate in (0.1, 1.0)]
     training = {"training_s": 1.0, "held_out_loss": 0.5, "held_out_accuracy": 0.8}
     rows += [{**_row("ddp_fp32", "1gbit", 1.0, 0.1, **training), "model": "training"}]
     report.write(rows, tmp_path / "x.json")
     table = (tmp_path / "x.md").read_text()
-    assert "| DGC int4, all-gather | 210 (57.6x) | 201 (6.5x) | 1 |" in table
+    assert "| DGC int4, all-gather | 210 (57.6x) | 201 (6.5x) |" in table
+    assert "| DGC int4, all-gather | 160 (75.3x) | 151 (8.3x) |" in table  # less the floor
     assert "12" in next(line for line in table.splitlines() if line.startswith("| DGC int4, all-gather | 200.0"))
     assert (tmp_path / "x.png").stat().st_size > 1000
 
@@ -164,15 +166,17 @@ def test_figure6_of_the_paper() -> None:
 
 
 def test_validation_predicts_a_machine_that_obeys_the_model() -> None:
-    host = Host(compress_bytes_per_s=4e9, transport_bytes_per_s=2e9)
+    host = Host(compress_bytes_per_s=4e9, transport_bytes_per_s=2e9, cast_bytes_per_s=6e9)
     rows = []
     for link, rate, nodes in (("unshaped", 20.0, 2), ("1gbit", 0.95, 2), ("100mbit", 0.095, 2)):
         wire = Link(rate, 0.1, efficiency=1.0)
-        for method, exchange in (("ddp_fp32", dense_fp32), ("dgc_all_gather", sparse_all_gather)):
+        for method, exchange in (
+            ("ddp_fp32", dense_fp32), ("bf16_hook", dense_bf16), ("dgc_all_gather", sparse_all_gather),
+        ):  # fmt: skip
             seconds = 0.05 + exchange(scale.gradient_of("resnet50", method), nodes, wire, host).seconds
             rows.append(_row(method, link, rate, seconds, nodes=nodes))
         rows.append(_row("none", link, rate, 0.05, nodes=nodes))
     points = scale.validate(rows)
-    assert len(points) == 6
+    assert len(points) == 9
     assert max(abs(point.error) for point in points) < 0.05
     assert scale.validate(rows[:1]) == []

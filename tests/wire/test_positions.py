@@ -95,3 +95,14 @@ def test_int32_positions_refuse_vectors_they_cannot_index() -> None:
     with pytest.raises(ValueError, match="at most 2\\*\\*32 elements"):
         positions.encode("int32", np.array([2**33]), 2**34)
     assert positions.encode_smallest(np.array([2**33]), 2**34)[0] == "rice"
+
+
+def test_a_parameter_chosen_from_misleading_samples_keeps_to_the_bound() -> None:
+    """Every sampled gap is zero, all others are long: the samples ask for no low bits at all."""
+    numel, count = 2**22, 8192
+    gaps = np.full(count, 2 * numel // count - 2)
+    gaps[::2] = 1
+    where = np.cumsum(gaps) - 1
+    payload = positions.encode("rice", where, numel)
+    assert payload.size <= positions.worst_bytes("rice", count, numel)
+    np.testing.assert_array_equal(positions.decode("rice", payload, count, numel), where)

@@ -41,10 +41,10 @@ class Capture(TorchDispatchMode):
         self.other_elements = 0
         """Elements that all other operators wrote."""
         self._names = {module: _clean(name) for name, module in model.named_modules()}
-        self._storages = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        self._storages = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()} - {0}
         self._sampler = sampler
         self._stack: list[nn.Module] = []
-        self._forward: dict[int, tuple[str, Precision | None, set[int]]] = {}
+        self._forward: dict[int, tuple[str, Precision | None, set[int], str]] = {}
         self._hooks: list[RemovableHandle] = []
         self._stance: Any = None
 
@@ -88,7 +88,9 @@ class Capture(TorchDispatchMode):
             self.operations += captured
             if not site.is_backward:
                 self._remember(site, args)
-        elif any(part in packet.__name__ for part in PRODUCT_NAMES):
+            if captured:
+                return out
+        if handler is None and any(part in packet.__name__ for part in PRODUCT_NAMES):
             self.unknown[str(packet)] += 1
         else:
             self.other_calls += 1
@@ -100,15 +102,16 @@ class Capture(TorchDispatchMode):
         node = torch._C._current_autograd_node()
         if node is not None and not self._stack:
             found = self._forward.get(node._sequence_nr())
-            layer, precision, storages = found or (OUTSIDE, None, set())
-            return Site(layer, "backward", precision, storages, set(), self._sampler)
+            layer, precision, storages, kind = found or (OUTSIDE, None, set(), "")
+            return Site(layer, "backward", precision, storages, set(), self._sampler, kind)
         phase: Phase = "forward" if node is None else "recompute"
         module = self._stack[-1] if self._stack else None
         shapes = set()
         for parameter in module.parameters(recurse=False) if module is not None else ():
             if parameter.ndim > 1:
                 shapes |= {tuple(parameter.shape), tuple(parameter.shape[::-1])}
-        return Site(self._layer_name(), phase, _precision(module), self._storages, shapes, self._sampler)
+        kind = type(module).__name__
+        return Site(self._layer_name(), phase, _precision(module), self._storages, shapes, self._sampler, kind)
 
     def _layer_name(self) -> str:
         """Name of the innermost module that is running."""
@@ -124,7 +127,7 @@ class Capture(TorchDispatchMode):
             if isinstance(operand, torch.Tensor) and operand.ndim > 1 and site.holds_weight(operand)
         }
         sequence = torch.autograd._get_sequence_nr() - 1
-        self._forward[sequence] = (site.layer, site.precision, weights)
+        self._forward[sequence] = (site.layer, site.precision, weights, site.module)
 
 
 def _clean(name: str) -> str:

@@ -19,6 +19,9 @@ __all__ = ["HANDLERS", "Site"]
 
 aten = torch.ops.aten
 
+# dgcomp.sparse's layer; named, not imported, because down here only its products are seen.
+WINOGRAD_MODULE = "WinogradReLUConv2d"
+
 
 @dataclass(slots=True)
 class Site:
@@ -34,6 +37,8 @@ class Site:
     weight_shapes: set[tuple[int, ...]]
     """Shapes of the layer's own parameters and their transposes: a quantized weight is a new tensor of its shape."""
     sampler: Sampler
+    module: str = ""
+    """Class of the innermost module."""
 
     @property
     def is_backward(self) -> bool:
@@ -88,6 +93,8 @@ def _product(site: Site, left: Tensor, right: Tensor, copies: int = 1) -> Operat
 
 
 def _mm(site: Site, args: Sequence[Any], out: Any) -> list[Operation]:
+    if site.module == WINOGRAD_MODULE:
+        return []  # its transforms: constants of 0 and 1, additions in hardware, which the engine's model includes
     return [_product(site, args[0], args[1])]
 
 
@@ -105,7 +112,13 @@ def _bmm(site: Site, args: Sequence[Any], out: Any) -> list[Operation]:
     # A batched weight has the whole batch's shape, so ask before a copy is cut out.
     shapes = {tuple(batch.shape[1:]) for batch in (left, right) if site.holds_weight(batch)}
     inner_site = replace(site, weight_shapes=shapes)
-    return [_product(inner_site, left[one], right[one], copies)]
+    operation = _product(inner_site, left[one], right[one], copies)
+    if site.module == WINOGRAD_MODULE and copies == 16 and operation.a_is_weight:
+        # [16, inner, rows] and [16, tiles, inner], whichever side the weight is on.
+        weights, tiles = (right, left) if site.holds_weight(right) else (left.mT, right.mT)
+        kept = site.sampler.indices(tiles.shape[1], site.sampler.inner).to(tiles.device)
+        operation = replace(operation, winograd=(weights.detach() != 0, tiles.detach()[:, kept] != 0))
+    return [operation]
 
 
 def _mv(site: Site, args: Sequence[Any], out: Any) -> list[Operation]:
@@ -130,6 +143,7 @@ def _convolution(site: Site, args: Sequence[Any], out: Any) -> list[Operation]:
         patches(images, positions, kernel, conv),
         columns=math.prod(counts),
         copies=groups,
+        channels=weight.shape[1],
         a_is_weight=True,
         x_density=density,
         x_density_error=error,

@@ -18,7 +18,7 @@ class Sampler:
     operand keep their whole pattern. inner: how much of the inner dimension of a weight's gradient is kept.
     """
 
-    def __init__(self, *, elements: int, vectors: int, inner: int = 1024, seed: int = 0) -> None:
+    def __init__(self, *, elements: int, vectors: int, inner: int = 256, seed: int = 0) -> None:
         for name, value in (("elements", elements), ("vectors", vectors), ("inner", inner)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from dgcomp import hwmodel, quant
+from dgcomp import hwmodel, quant, sparse
 from dgcomp.hwmodel.cost import Cost
 from dgcomp.hwmodel.operation import Operation
 from dgcomp.hwmodel.profile.capture import Capture
@@ -122,6 +122,7 @@ def test_layers_directions_and_densities() -> None:
         assert operation.a.shape == (operation.rows, operation.inner)
         assert operation.x is not None
         assert operation.x.shape == (3, operation.inner)
+    assert [forward[layer].channels for layer in ("0", "2", "5")] == [3, 4, None]
     activation = model[:5](x)
     assert forward["5"].x_density == pytest.approx(float((activation != 0).double().mean()), abs=1e-6)
     assert forward["5"].x_density_error == 0  # small enough to be counted whole
@@ -272,6 +273,24 @@ def test_lstm_layers_are_priced() -> None:
     forward = [operation for operation in capture.operations if operation.phase == "forward"]
     assert {(operation.rows, operation.inner) for operation in forward} == {(20, 6), (20, 5)}
     assert sum(operation.macs for operation in forward) == 4 * 3 * 20 * (6 + 5)
+
+
+def test_winograd_layers_are_priced_in_their_domain() -> None:
+    model = sparse.WinogradReLUConv2d(4, 6)
+    mask_weights(model, 0.4)
+    x = torch.randn(2, 4, 8, 8, requires_grad=True)
+    with Capture(model, Sampler(elements=8, vectors=2)) as capture:
+        model(x).sum().backward()
+    costs = {operation.phase: hwmodel.WinogradEngine().price(operation) for operation in capture.operations}
+    assert list(costs) == ["forward", "input_grad", "weight_grad"]  # the transforms are no products
+    assert costs["forward"] is not None
+    (counted,) = sparse.count_multiplies(model, x.detach()).layers
+    assert costs["forward"].breakdown["multiplies_count"] == counted.sparse
+    dense = hwmodel.WinogradEngine("dense").price(capture.operations[0])
+    assert dense is not None
+    assert dense.breakdown["multiplies_count"] == counted.dense
+    assert costs["input_grad"] is not None
+    assert costs["weight_grad"] is None
 
 
 class OnlyLinear:

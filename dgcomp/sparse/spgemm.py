@@ -1,0 +1,173 @@
+"""Sparse matrix times sparse matrix on the CPU, without MKL: CSR in, CSR out, gradients for the stored values.
+
+torch multiplies two CSR matrices on the CPU only in builds with MKL; this works in every build and on SciPy matrices.
+Gustavson's row-wise algorithm ("Two fast algorithms for sparse matrices", ACM TOMS 1978), symbolic phase first.
+"""
+
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dgcomp.sparse import gustavson as kernels
+from dgcomp.sparse.threads import run_in_threads
+
+__all__ = ["Accumulator", "spgemm"]
+
+Array = npt.NDArray[Any]
+Accumulator = Literal["auto", "dense", "hash"]
+Matrix = TypeVar("Matrix")
+CSR = tuple[Array, Array, Array]  # row pointers, column indices, values
+
+# Above this many columns a thread's dense accumulator no longer pays: 64 MB of float64 that are mostly cache misses.
+MAX_DENSE_COLUMNS = 1 << 23
+# Packing B into words pays in the symbolic phase where a word replaces at least this many entries.
+MIN_ENTRIES_PER_WORD = 1.7
+
+
+def spgemm(a: Matrix, b: Matrix, *, accumulator: Accumulator = "auto") -> Matrix:
+    """Product a @ b of two CSR matrices as a CSR matrix of the same kind, columns ascending in every row.
+
+    Parameters
+    ----------
+    a, b : torch CSR tensors on the CPU, or SciPy CSR matrices or arrays
+        float32 or float64, both of one type; indices int32 or int64 (the result has the wider of the two, and int64
+        where it has 2**31 or more entries). Column indices must be ascending and distinct in every row.
+    accumulator : {"auto", "dense", "hash"}
+        Where the sums of a row of the result are kept. "dense" has one cell for each column, "hash" a table of the
+        longest row; "auto" takes "dense" up to 2**23 columns.
+
+    Entries that cancel to zero stay stored, as in SciPy; NaN and infinity propagate along stored entries alone.
+    torch tensors are differentiable in their values. Runs in `torch.get_num_threads()` threads, whose number does not
+    change the result. Raises ValueError for shapes or types that do not fit, and for unsorted or duplicate entries.
+    """
+    if accumulator not in ("auto", "dense", "hash"):
+        raise ValueError(f"accumulator must be 'auto', 'dense' or 'hash', got {accumulator!r}")
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return _spgemm_torch(a, b, accumulator)  # type: ignore[return-value]
+    for name, matrix in (("a", a), ("b", b)):
+        if getattr(matrix, "format", None) != "csr":
+            raise ValueError(f"{name} must be a torch or SciPy CSR matrix like the other, got {type(matrix).__name__}")
+    pointers, indices, values = multiply(_scipy_csr(a), _scipy_csr(b), a.shape, b.shape, accumulator)  # type: ignore[attr-defined]
+    result = type(a)((values, indices, pointers), shape=(a.shape[0], b.shape[1]), copy=False)  # type: ignore[call-arg, attr-defined]
+    result.has_canonical_format = True  # type: ignore[attr-defined]
+    return result
+
+
+def multiply(
+    a: CSR, b: CSR, a_shape: tuple[int, int], b_shape: tuple[int, int], accumulator: Accumulator = "auto"
+) -> CSR:
+    """The same on bare arrays (pointers, indices, values) of two matrices of the given shapes."""
+    check_operands(a, b, a_shape, b_shape)
+    (ap, aj, ax), (bp, bj, _) = a, b
+    columns = b_shape[1]
+    products = kernels.count_products(ap, aj, bp)
+    ranges = _balanced_ranges(products)
+    packed = kernels.pack_rows(bp, bj)
+    counts = np.zeros(a_shape[0], np.int64)
+
+    def count(start: int, stop: int) -> None:
+        if len(bj) >= MIN_ENTRIES_PER_WORD * len(packed[1]):
+            kernels.count_by_words(ap, aj, *packed, np.zeros((columns >> 6) + 1, np.uint64), counts, start, stop)
+        else:
+            kernels.count_by_marks(ap, aj, bp, bj, np.full(columns, -1, _row_type(a_shape[0])), counts, start, stop)
+
+    run_in_threads(count, ranges)
+    pointers = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    index_type = np.result_type(aj, bj, np.int64 if pointers[-1] >= 2**31 else np.int32)
+    indices = np.empty(pointers[-1], index_type)
+    values = np.empty(pointers[-1], ax.dtype)
+    c = pointers, indices, values
+
+    def fill(start: int, stop: int) -> None:
+        kernels.scale_rows(*a, *b, *c, start, stop)
+        if accumulator == "hash" or (accumulator == "auto" and columns > MAX_DENSE_COLUMNS):
+            kernels.multiply_hash(*a, *b, *c, start, stop)
+        else:
+            kernels.multiply_short_rows(*a, *b, columns, *c, start, stop)
+            kernels.multiply_long_rows(*a, *b, *packed, columns, *c, start, stop)
+
+    run_in_threads(fill, ranges)
+    return pointers.astype(index_type, copy=False), indices, values
+
+
+def check_operands(a: CSR, b: CSR, a_shape: tuple[int, int], b_shape: tuple[int, int]) -> None:
+    """Raise ValueError unless a @ b is a product of two float CSR matrices in canonical form."""
+    if a_shape[1] != b_shape[0]:
+        raise ValueError(f"a and b must agree in the inner size, got shapes {tuple(a_shape)} and {tuple(b_shape)}")
+    if a[2].dtype != b[2].dtype or a[2].dtype not in (np.float32, np.float64):
+        raise ValueError(f"a and b must both be float32 or both float64, got {a[2].dtype} and {b[2].dtype}")
+    for name, (pointers, indices, _), shape in (("a", a, a_shape), ("b", b, b_shape)):
+        row = kernels.first_unsorted_row(pointers, indices, shape[1])
+        if row >= 0:
+            raise ValueError(
+                f"{name} must have ascending, distinct column indices below {shape[1]} in every row, got row {row}: "
+                f"{indices[pointers[row] : pointers[row + 1]][:8]}...; "
+                "call sum_duplicates() (SciPy) or to_sparse_coo().coalesce().to_sparse_csr() (torch) first"
+            )
+
+
+def _row_type(num_rows: int) -> type[np.signedinteger[Any]]:
+    return np.int32 if num_rows < 2**31 else np.int64
+
+
+def _balanced_ranges(products: Array) -> list[tuple[int, int]]:
+    """Row ranges of nearly equal numbers of products, one for each torch thread."""
+    if len(products) == 0:
+        return []
+    num_threads = torch.get_num_threads()
+    work = np.cumsum(products + 1)  # + 1: an empty row is not free
+    cuts = np.searchsorted(work, work[-1] * np.arange(1, num_threads) / num_threads)
+    bounds = np.unique(np.concatenate([[0], cuts, [len(products)]]))
+    return [(int(start), int(stop)) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+def _scipy_csr(matrix: Any) -> CSR:
+    return matrix.indptr, matrix.indices, matrix.data
+
+
+def torch_csr(matrix: Tensor, name: str) -> CSR:
+    """The three arrays of a torch CSR tensor, without a copy."""
+    if matrix.layout != torch.sparse_csr or matrix.device.type != "cpu" or matrix.ndim != 2:
+        raise ValueError(
+            f"{name} must be a CSR matrix on the CPU, got layout {matrix.layout}, device {matrix.device}, "
+            f"{matrix.ndim} dimensions; use to_sparse_csr() and cpu()"
+        )
+    return (
+        matrix.crow_indices().numpy(),
+        matrix.col_indices().numpy(),
+        matrix.values().detach().numpy(),
+    )
+
+
+def _spgemm_torch(a: Tensor, b: Tensor, accumulator: Accumulator) -> Tensor:
+    a_csr, b_csr = torch_csr(a, "a"), torch_csr(b, "b")
+    (a_rows, a_columns), (b_rows, b_columns) = a.shape, b.shape
+    shapes = (a_rows, a_columns), (b_rows, b_columns)
+    pointers, indices, values = _Product.apply(a.values(), b.values(), a_csr, b_csr, shapes, accumulator)
+    return torch.sparse_csr_tensor(pointers, indices, values, (a_rows, b_columns), check_invariants=False)
+
+
+class _Product(torch.autograd.Function):
+    """The product as a function of the stored values."""
+
+    @staticmethod
+    def forward(ctx: Any, a_values: Tensor, b_values: Tensor, a: CSR, b: CSR, shapes: Any, accumulator: Any) -> Any:
+        pointers, indices, values = multiply(a, b, shapes[0], shapes[1], accumulator)
+        ctx.patterns = a[:2], b[:2], (pointers, indices)
+        ctx.num_columns = shapes[1][1]
+        ctx.save_for_backward(a_values, b_values)
+        results = torch.from_numpy(pointers), torch.from_numpy(indices), torch.from_numpy(values)
+        ctx.mark_non_differentiable(*results[:2])
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, _pointers: Any, _indices: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        a_values, b_values = (values.detach().numpy() for values in ctx.saved_tensors)
+        (ap, aj), (bp, bj), (cp, cj) = ctx.patterns
+        grad_a, grad_b = np.empty_like(a_values), np.zeros_like(b_values)
+        grad_c = grad.contiguous().numpy()
+        kernels.backward(ap, aj, a_values, bp, bj, b_values, cp, cj, grad_c, ctx.num_columns, grad_a, grad_b)
+        return torch.from_numpy(grad_a), torch.from_numpy(grad_b), None, None, None, None
