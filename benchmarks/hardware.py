@@ -5,7 +5,7 @@
   step:      train ResNet-20 with pruning and 4 bits, priced live -> results/hardware_step.png
   overhead:  time that profiling adds to a ResNet-20 step (needs a quiet machine)
 
-Example: python benchmarks/hardware.py step --steps 100 --accelerators eie,vsquant:4/4/4/6,sparch,winograd
+Example: python benchmarks/hardware.py step --steps 100 --accelerators eie,vsquant:auto,sparch,winograd
 
 Each command prints a table, keeps its numbers in results/hardware.json and rewrites results/hardware.md.
 """
@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,10 @@ from launch.tasks.image_data import ImageData, load_fashion_mnist, normalize, sy
 from launch.tasks.resnet import resnet  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
-FOUR = "eie,vsquant:4/4/4/6,sparch,winograd"
+FOUR = "eie,vsquant:auto,sparch,winograd"  # "auto" prices every layer at the bits it trains with
+
+
+OVERHEAD = "eie,vsquant:4/4/4/6,sparch,winograd"
 
 
 # --- Published tables -------------------------------------------------------------------------------------------
@@ -172,17 +174,17 @@ def training_data(offline: bool) -> ImageData:
 
 
 def step(arguments: argparse.Namespace) -> dict[str, Any]:
-    """ResNet-20: dense, then pruned in three stages, then with weights and activations of 4 bits."""
+    """ResNet-20 at 8 bits: dense, then pruned in three stages, then at 4 bits with a scale for every 16 elements."""
     torch.manual_seed(0)
     data = training_data(arguments.offline)
     model = resnet(20, in_channels=data.train_images.shape[1]).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
     stages = [
-        ("dense", 1.0, False),
-        ("50 %", 0.5, False),
-        ("25 %", 0.25, False),
-        ("10 %", 0.1, False),
-        ("10 %, 4 bit", 0.1, True),
+        ("dense, 8 bit", 1.0, "8/8"),
+        ("50 %", 0.5, "8/8"),
+        ("25 %", 0.25, "8/8"),
+        ("10 %", 0.1, "8/8"),
+        ("10 %, 4 bit", 0.1, "4/4/4/6"),
     ]
     per_stage = arguments.steps // len(stages)
     prof = hwmodel.profile(
@@ -191,12 +193,12 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
         every=max(1, per_stage // 2),
     )
     pruner = sparse.Pruner(model, lambda step: stages[min((step - 1) // per_stage, len(stages) - 1)][1])
-    low_bits = quant.autocast("4/4/4/6", model=model)
+    contexts = {bits: quant.autocast(bits, model=model) for bits in ("8/8", "4/4/4/6")}
     with prof:
         for index in range(per_stage * len(stages)):
-            name, _, is_low = stages[index // per_stage]
+            name, _, bits = stages[index // per_stage]
             images, labels = batch(data, index)
-            with low_bits if is_low else nullcontext():
+            with contexts[bits]:
                 loss = nn.functional.cross_entropy(model(images), labels)
             loss.backward()
             optimizer.step()
@@ -206,7 +208,6 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
                 print(f"[{name}] loss {loss.item():.2f}  {prof.summary()}", flush=True)
     print(prof.table())
     RESULTS.mkdir(exist_ok=True)
-    _plot_course(prof, [name for name, _, _ in stages], per_stage, data.label, RESULTS / "hardware_step.png")
     prof.export(RESULTS / "hardware_layers.png")
     rows = []
     for report in prof.reports:
@@ -219,6 +220,7 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
                 f"{chip}_priced": 1 - report.not_priced(chip)[0],
             }
         rows.append(row)
+    plot_course(rows, [name for name, _, _ in stages], per_stage, data.label, RESULTS / "hardware_step.png")
     return {
         f"ResNet-20 on {data.label}, batch 64, per training step": rows,
         "VS-Quant 4/4/4/4, the trained network: vector products gated by rounding the scale product": gating(
@@ -264,27 +266,28 @@ def batch(data: ImageData, index: int, size: int = 64) -> tuple[torch.Tensor, to
     return normalize(data.train_images[start : start + size], data), data.train_labels[start : start + size]
 
 
-def _plot_course(prof: hwmodel.Profile, stages: list[str], per_stage: int, label: str, path: Path) -> None:
+def plot_course(rows: list[sweeps.Row], stages: list[str], per_stage: int, label: str, path: Path) -> None:
     """Time and energy of a training step on every accelerator, while the network is pruned and quantized."""
     import matplotlib.figure
 
-    figure = matplotlib.figure.Figure(figsize=(11, 4.2), layout="constrained")
-    steps = [report.step for report in prof.reports]
-    for axis, (unit, factor, title) in zip(
-        figure.subplots(1, 2), (("seconds", 1e6, "microseconds"), ("joules", 1e6, "microjoules")), strict=True
-    ):
-        for name in prof.last.accelerators:
-            share = 1 - prof.last.not_priced(name)[0]
-            values = [getattr(report.total(name), unit) * factor for report in prof.reports]
-            axis.plot(steps, values, marker="o", markersize=3, label=f"{name} ({share:.0%} of MACs priced)")
+    figure = matplotlib.figure.Figure(figsize=(11, 4.4), layout="constrained")
+    chips = [key.removesuffix("_us") for key in rows[0] if key.endswith("_us")]
+    for axis, (unit, title) in zip(figure.subplots(1, 2), (("us", "microseconds"), ("uJ", "microjoules")), strict=True):
+        for chip in chips:
+            name = f"{chip} ({rows[-1][f'{chip}_priced']:.0%} of MACs priced)"
+            values = [row[f"{chip}_{unit}"] for row in rows]
+            axis.plot([row["step"] for row in rows], values, marker="o", markersize=3, label=name)
         for stage, stage_name in enumerate(stages):
             axis.axvline(stage * per_stage, color="0.8", zorder=0)
             axis.text(stage * per_stage, 1.01, f" {stage_name}", fontsize=8, transform=axis.get_xaxis_transform())
+        axis.set_xlim(right=per_stage * len(stages))
         axis.set_yscale("log")
         axis.set_xlabel("training step")
         axis.set_ylabel(f"{title} per training step")
-    figure.axes[0].legend(fontsize=7)
-    figure.suptitle(f"ResNet-20 on {label}, batch 64: weights kept, then 4-bit weights and activations", fontsize=10)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.suptitle(
+        f"ResNet-20 on {label}, batch 64: share of weights kept, and their and the activations' bits", fontsize=10
+    )
     figure.savefig(path, dpi=120)
 
 
@@ -292,15 +295,16 @@ def _plot_course(prof: hwmodel.Profile, stages: list[str], per_stage: int, label
 
 
 def overhead(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Alternating blocks of 50 plain and 50 profiled steps; default sampling, four accelerators."""
+    """Alternating blocks of plain and profiled steps, of which the first is sampled; four accelerators."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = resnet(20).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     images = torch.randn(arguments.batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (arguments.batch,))
-    prof = hwmodel.profile(model, FOUR)
-    with hwmodel.profile(model, FOUR, every=1) as warm:
+    length = arguments.block_steps
+    prof = hwmodel.profile(model, OVERHEAD, every=length)
+    with hwmodel.profile(model, OVERHEAD, every=1) as warm:
         _train_step(model, optimizer, images, labels)
         warm.step()
     plain: list[Times] = []
@@ -310,31 +314,31 @@ def overhead(arguments: argparse.Namespace) -> dict[str, Any]:
     with prof:
         for _ in range(arguments.blocks):
             block = []
-            for _ in range(50):
+            for _ in range(length):
                 start = _now()
                 _train_step(model, optimizer, images, labels)
                 report = prof.step()
                 block.append(_since(start))
                 (sampled if report else unsampled).append(block[-1])
             profiled.append(_sum(block))
-            plain.append(_sum([_timed(lambda: _train_step(model, optimizer, images, labels)) for _ in range(50)]))
+            plain.append(_sum([_timed(lambda: _train_step(model, optimizer, images, labels)) for _ in range(length)]))
     counted = []
     for _ in range(3):
         with FlopCounterMode(display=False):
             counted.append(_timed(lambda: _train_step(model, optimizer, images, labels)))
     rows = []
     for index, clock in enumerate(("wall clock", "processor time")):
-        step_s = _median(plain, index) / 50
+        step_s = _median(plain, index) / length
         rows.append(
             {
                 "clock": clock,
                 "plain_step_ms": step_s * 1e3,
                 "unsampled_step_ms": _median(unsampled, index) * 1e3,
                 "sampled_step_ms": _median(sampled, index) * 1e3,
-                "overhead_of_50_steps": _median(profiled, index) / _median(plain, index) - 1,
-                "overhead_from_sampled_step": (_median(sampled, index) / step_s - 1) / 50,
+                "overhead_of_blocks": _median(profiled, index) / _median(plain, index) - 1,
+                "overhead_at_every_50": (_median(sampled, index) / step_s - 1) / 50,
                 "torch_flop_counter_every_step": _median(counted, index) / step_s - 1,
-                "blocks": arguments.blocks,
+                "blocks": f"{arguments.blocks} x {length} steps",
             }
         )
     return {f"Overhead on a ResNet-20 training step, batch {arguments.batch}, one thread, four accelerators": rows}
@@ -434,7 +438,10 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=8, help="step: nodes (default: 8)")
     parser.add_argument("--offline", action="store_true", help="step: download no data")
     parser.add_argument("--batch", type=int, default=128, help="overhead: images a step (default: 128)")
-    parser.add_argument("--blocks", type=int, default=3, help="overhead: blocks of 50 steps of each kind (default: 3)")
+    parser.add_argument("--blocks", type=int, default=3, help="overhead: blocks of each kind (default: 3)")
+    parser.add_argument(
+        "--block-steps", type=int, default=50, help="overhead: steps of a block, its first one sampled (default: 50)"
+    )
     arguments = parser.parse_args()
     keep(arguments.command, COMMANDS[arguments.command](arguments))
 

@@ -23,7 +23,8 @@ from dgcomp.exchange import NodeGroups, Regions, node_groups
 from dgcomp.exchange.auto import AutoExchange
 from dgcomp.memory import GradientMemory, ParameterSettings, check_parameters, flat_view
 from dgcomp.passes import Passes
-from dgcomp.reduce import DensePart, Report, Step, finish_dense, reduce_sparse, ring_bytes, start_dense
+from dgcomp.reduce import Report, Step, reduce_sparse
+from dgcomp.reduce_dense import DensePart, finish_dense, ring_bytes, start_dense
 from dgcomp.replicas import check_replicas
 from dgcomp.schedule import density_at
 from dgcomp.telemetry import Counters

@@ -13,7 +13,7 @@ LAYERS = (
     ("kernels", "config", "schedule", "telemetry", "errors", "quant.octav", "quant.vector", "quant.estimators"),
     ("wire", "memory", "select", "quant", "sparse", "video"),
     ("exchange", "hwmodel"),
-    ("reduce", "replicas", "passes", "state", "hook", "attach", "advise", "hwmodel.profile"),
+    ("reduce", "reduce_dense", "replicas", "passes", "state", "hook", "attach", "advise", "hwmodel.profile"),
     ("integrations",),
 )
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 import dgcomp
 from dgcomp.memory import GradientMemory, ParameterSettings
-from dgcomp.reduce import Step, finish_dense, reduce_sparse, start_dense
+from dgcomp.reduce import Step, reduce_sparse
+from dgcomp.reduce_dense import finish_dense, start_dense
 from tests.ranks import run_ranks
 from tests.training import SmallNet, batch, ddp, values
 

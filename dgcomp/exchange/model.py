@@ -93,10 +93,10 @@ class Host:
     scatter_entries_per_s: float = 1.0e8
     """Received entries decoded and added into the gradient a second."""
 
-    cast_bytes_per_s: float = 8.0e9
+    cast_bytes_per_s: float = 2.5e9
     """Dense fp32 bytes a second cast to 16 bits and back."""
 
-    transport_bytes_per_s: float = 1.6e9
+    transport_bytes_per_s: float = 1.8e9
     """Bytes a second that TCP and the reduction move through one core, sending and receiving."""
 
     message_s: float = 100e-6

@@ -1,6 +1,6 @@
 """What training would cost on published accelerators: cycles, seconds and joules, per layer and per step."""
 
-from dgcomp.hwmodel import eie, sparch, vsquant, winograd
+from dgcomp.hwmodel import eie, satin, sparch, vsquant, winograd
 from dgcomp.hwmodel.cost import Cost
 from dgcomp.hwmodel.eie import EIE
 from dgcomp.hwmodel.network import Network
@@ -28,6 +28,7 @@ __all__ = [
     "parse_accelerators",
     "profile",
     "register",
+    "satin",
     "sparch",
     "vsquant",
     "winograd",

@@ -26,7 +26,10 @@ Phase = Literal["forward", "recompute", "input_grad", "weight_grad", "backward"]
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Bits of weights and activations, and of their per-vector scales (None: one scale a channel or layer)."""
+    """Bits of weights and activations, and of their per-vector scales (None: one scale a channel or layer).
+
+    In the gradient of an input the activation is the gradient of the output; in that of a weight, the weight is.
+    """
 
     weight_bits: int = 32
     activation_bits: int = 32

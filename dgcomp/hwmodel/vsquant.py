@@ -26,7 +26,15 @@ from torch import Tensor
 from dgcomp.hwmodel.cost import Cost
 from dgcomp.hwmodel.operation import Operation, Precision
 
-__all__ = ["PUBLISHED_AREA", "PUBLISHED_ENERGY", "VSQuantPE", "gated_share", "parse_design", "scale_codes"]
+__all__ = [
+    "PUBLISHED_AREA",
+    "PUBLISHED_ENERGY",
+    "VSQuantPE",
+    "datapath_bits",
+    "gated_share",
+    "parse_design",
+    "scale_codes",
+]
 
 Array = npt.NDArray[Any]
 
@@ -115,6 +123,24 @@ def parse_design(text: str) -> Precision:
             raise ValueError(f'scale bits must be "-" or in [3, 10], the synthesized designs, got {text!r}')
     weight_scale, activation_scale = (None if bits == "-" else int(bits) for bits in scales)
     return Precision(int(weight), int(activation), weight_scale, activation_scale)
+
+
+def datapath_bits(precision: Precision, product_bits: int | None = None) -> dict[str, int]:
+    """Widths inside the PE (section 5): a product, the dot product of a vector, the scales' product, a partial sum.
+
+    N-bit operands and M-bit scales give 2N, 2N + log2(16), 2M and 2N + log2(16) + 2M bits; `product_bits` rounds the
+    product of the scales.
+    """
+    product = precision.weight_bits + precision.activation_bits
+    dot_product = product + (VECTOR - 1).bit_length()
+    scales = (precision.weight_scale_bits or 0) + (precision.activation_scale_bits or 0)
+    scales = scales if product_bits is None else min(scales, product_bits)
+    return {
+        "product": product,
+        "dot_product": dot_product,
+        "scale_product": scales,
+        "partial_sum": dot_product + scales,
+    }
 
 
 # --- Fits to the published designs ------------------------------------------------------------------------------

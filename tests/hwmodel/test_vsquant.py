@@ -68,6 +68,16 @@ def test_abstract_37_percent_area_24_percent_energy() -> None:
     assert 1 - cost.joules / baseline.joules == pytest.approx(0.24, abs=0.005)
 
 
+def test_datapath_holds_the_largest_values() -> None:
+    widths = vsquant.datapath_bits(parse_design("4/4/4/4"))
+    assert widths == {"product": 8, "dot_product": 12, "scale_product": 8, "partial_sum": 20}
+    # Narrow-range operands of magnitude 7 and scales of 15, sixteen times, fit with their sign.
+    assert 2 ** (widths["dot_product"] - 1) > 16 * 7 * 7
+    assert 2 ** (widths["partial_sum"] - 1) > 16 * 7 * 7 * 15 * 15
+    assert vsquant.datapath_bits(parse_design("4/4/4/4"), 6)["partial_sum"] == 18
+    assert vsquant.datapath_bits(parse_design("8/8/-/-"))["partial_sum"] == 20
+
+
 def test_baseline_is_magnet() -> None:
     chip = hwmodel.VSQuantPE("8/8/-/-")
     cost = chip.gemm(parse_design("8/8/-/-"), 256, 1024, 256)

@@ -52,6 +52,17 @@ class Site:
         return not self.is_backward and tuple(tensor.shape) in self.weight_shapes
 
 
+def _precision(site: Site, phase: Phase, a_bits: int, x_bits: int) -> Precision:
+    """Bits of both operands: quant.autocast quantizes weights and activations, gradients keep their own type."""
+    if site.precision is None:
+        return Precision(a_bits, x_bits)
+    if phase == "input_grad":
+        return replace(site.precision, activation_bits=x_bits, activation_scale_bits=None)
+    if phase == "weight_grad":
+        return replace(site.precision, weight_bits=a_bits, weight_scale_bits=None)
+    return site.precision
+
+
 def _operation(site: Site, kind: Kind, phase: Phase, a: Tensor, x: Tensor, **fields: Any) -> Operation:
     """Product of a [rows, inner] and x [columns, inner] transposed, with their samples."""
     inner = a.shape[1]
@@ -70,7 +81,7 @@ def _operation(site: Site, kind: Kind, phase: Phase, a: Tensor, x: Tensor, **fie
         "a_density": a_density,
         "x_density": x_density,
         "x_density_error": x_error,
-        "precision": site.precision or Precision(8 * a.element_size(), 8 * x.element_size()),
+        "precision": _precision(site, phase, 8 * a.element_size(), 8 * x.element_size()),
     }
     return Operation(site.layer, kind, phase, **{**known, **fields})
 
@@ -127,30 +138,36 @@ def _mv(site: Site, args: Sequence[Any], out: Any) -> list[Operation]:
 
 def _convolution(site: Site, args: Sequence[Any], out: Any) -> list[Operation]:
     images, weight, _, stride, padding, dilation, transposed, _, groups = args[:9]
-    conv = ConvGeometry(stride, padding, dilation, groups, weight.ndim - 2)
     if transposed:
         return [_per_pixel(site, site.phase, images, weight, groups)]
-    counts = [out.shape[0], *out.shape[2:]]
-    kernel = list(weight.shape[2:])
-    rows = weight.shape[0] // groups
+    conv = ConvGeometry(stride, padding, dilation, groups, weight.ndim - 2)
+    operation = _per_patch(site, site.phase, images, weight, conv, [out.shape[0], *out.shape[2:]])
+    if conv.is_plain_3x3(list(weight.shape[2:])):
+        image = _one_image(site, images, conv.padding)
+        operation = replace(operation, filters=weight.detach().clone(), images=image)
+    return [operation]
+
+
+def _per_patch(
+    site: Site, phase: Phase, images: Tensor, weight: Tensor, conv: ConvGeometry, counts: list[int]
+) -> Operation:
+    """The gathering form: the weight [outputs, channels * kernel] times the patch of every position of `counts`."""
+    rows = weight.shape[0] // conv.groups
     positions = site.sampler.positions(counts, site.sampler.vectors)
     density, error = site.sampler.density(images)
-    operation = _operation(
+    return _operation(
         site,
         "conv",
-        site.phase,
+        phase,
         weight[:rows].reshape(rows, -1),
-        patches(images, positions, kernel, conv),
+        patches(images, positions, list(weight.shape[2:]), conv),
         columns=math.prod(counts),
-        copies=groups,
+        copies=conv.groups,
         channels=weight.shape[1],
         a_is_weight=True,
         x_density=density,
         x_density_error=error,
     )
-    if not conv.is_plain_3x3(kernel):
-        return [operation]
-    return [replace(operation, filters=weight.detach().clone(), images=_one_image(site, images, conv.padding))]
 
 
 def _per_pixel(site: Site, phase: Phase, pixels: Tensor, weight: Tensor, groups: int) -> Operation:
@@ -190,19 +207,14 @@ def _convolution_backward(site: Site, args: Sequence[Any], out: Any) -> list[Ope
     grad, images, weight, _, stride, padding, dilation, transposed, _, groups, mask = args[:11]
     operations = []
     conv = ConvGeometry(stride, padding, dilation, groups, weight.ndim - 2)
-    kernel = list(weight.shape[2:])
     if mask[0] and transposed:
-        operations.append(
-            replace(
-                _convolution(site, (grad, weight, None, *args[4:7], False, *args[8:10]), images)[0], phase="input_grad"
-            )
-        )
+        operations.append(_per_patch(site, "input_grad", grad, weight, conv, [images.shape[0], *images.shape[2:]]))
     elif mask[0]:
         operation = _per_pixel(site, "input_grad", grad, weight, groups)
-        if conv.is_plain_3x3(kernel):
+        if conv.is_plain_3x3(list(weight.shape[2:])):
             flipped = weight.detach().flip(2, 3).transpose(0, 1).contiguous()
-            images_grad = _one_image(site, grad, [2 - pad for pad in conv.padding])
-            operation = replace(operation, filters=flipped, images=images_grad)
+            image = _one_image(site, grad, [2 - pad for pad in conv.padding])
+            operation = replace(operation, filters=flipped, images=image)
         operations.append(operation)
     if mask[1]:
         operations.append(_conv_weight_grad(site, images, grad, weight, conv, bool(transposed)))
@@ -237,8 +249,12 @@ def _conv_weight_grad(
     )
 
 
-def _shape_only(site: Site, kind: Kind, phase: Phase, rows: int, inner: int, columns: int, copies: int) -> Operation:
-    return Operation(site.layer, kind, phase, rows, inner, columns, copies, precision=site.precision or Precision())
+def _shape_only(
+    site: Site, kind: Kind, phase: Phase, like: Tensor, rows: int, inner: int, columns: int, copies: int = 1
+) -> Operation:
+    """A product whose operands are not seen here; `like` has their type."""
+    precision = _precision(site, phase, 8 * like.element_size(), 8 * like.element_size())
+    return Operation(site.layer, kind, phase, rows, inner, columns, copies, precision=precision)
 
 
 def _attention(site: Site, args: Sequence[Any], out: Any) -> list[Operation]:
@@ -249,7 +265,7 @@ def _attention(site: Site, args: Sequence[Any], out: Any) -> list[Operation]:
     sources, value_width = value.shape[-2:]
     q, k = (tensor.reshape(-1, *tensor.shape[-2:])[0] for tensor in (query, key))
     scores = _operation(site, "attention", site.phase, k, q, columns=length, copies=copies)
-    return [scores, _shape_only(site, "attention", site.phase, value_width, sources, length, copies)]
+    return [scores, _shape_only(site, "attention", site.phase, value, value_width, sources, length, copies)]
 
 
 def _attention_backward(site: Site, args: Sequence[Any], out: Any) -> list[Operation]:
@@ -266,7 +282,7 @@ def _attention_backward(site: Site, args: Sequence[Any], out: Any) -> list[Opera
         ("input_grad", width, length, sources),
     )
     return [
-        _shape_only(site, "attention", phase, rows, inner, columns, copies)  # type: ignore[arg-type]
+        _shape_only(site, "attention", phase, query, rows, inner, columns, copies)  # type: ignore[arg-type]
         for phase, rows, inner, columns in shapes
     ]
 
@@ -290,8 +306,8 @@ def _rnn_layer_backward(site: Site, args: Sequence[Any], out: Any) -> list[Opera
     operations = []
     for weight in (input_weight, hidden_weight):
         rows, inner = weight.shape
-        operations.append(_shape_only(site, "linear", "input_grad", inner, rows, columns, 1))
-        operations.append(_shape_only(site, "linear", "weight_grad", rows, columns, inner, 1))
+        operations.append(_shape_only(site, "linear", "input_grad", weight, inner, rows, columns))
+        operations.append(_shape_only(site, "linear", "weight_grad", weight, rows, columns, inner))
     return operations
 
 

@@ -197,7 +197,7 @@ def plot(reports: Sequence[StepReport], path: Path) -> None:
             label = si(left[line], SYMBOLS[unit]) + _star(report, name)
             axis.annotate(f" {label}", (left[line], line), va="center", fontsize=9)
         axis.set_xlabel(f"{unit} per training step")
-        axis.margins(x=0.2)
+        axis.margins(x=0.4)
     figure.axes[0].invert_yaxis()
     figure.axes[0].legend(fontsize=8)
     figure.suptitle(

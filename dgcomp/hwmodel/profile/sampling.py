@@ -26,7 +26,7 @@ class Sampler:
         self._generator = torch.Generator().manual_seed(seed)
 
     def indices(self, size: int, count: int) -> Tensor:
-        """`count` different indices below `size`, or all of them in order; int64."""
+        """Different indices below `size`, int64: all of them, or about `count` (never more) of a larger size."""
         if count >= size:
             return torch.arange(size)
         if size < 4 * count:
