@@ -123,6 +123,10 @@ class RunOptions:
     """steps between two lines of the logs"""
     result_json: Path | None = None
     """write the figures of the closing table to this file"""
+    hardware: str | None = None
+    """price steps on accelerators, such as eie,vsquant:4/4/4/6,network:1gbit (docs/hardware.md)"""
+    hardware_every: int = 50
+    """steps from one that is priced to the next"""
     progress: Literal["auto", "on", "off"] = "auto"
     """progress bar on rank 0; auto: only in a terminal"""
 
@@ -172,6 +176,7 @@ def _check_ranges(options: Options) -> None:
         "clip-norm": train.clip_norm,
         "powersgd-rank": compress.powersgd_rank,
         "log-interval": options.run.log_interval,
+        "hardware-every": options.run.hardware_every,
     }
     for name, value in positive.items():
         if value is not None and not value > 0:
@@ -181,6 +186,20 @@ def _check_ranges(options: Options) -> None:
             raise UsageError(f"--{name} must be 0 or more, got {value}")
     if not 0 < compress.density <= 1:
         raise UsageError(f"--density must be in (0, 1], got {compress.density}: 0.001 sends 0.1 %")
+    if options.run.hardware is not None:
+        _check_hardware(options.run.hardware)
+
+
+def _check_hardware(text: str) -> None:
+    """Raise UsageError for names that `dgcomp.hwmodel` does not know, before any data is loaded."""
+    from dgcomp.hwmodel import Network, parse_accelerators
+
+    try:
+        chips = parse_accelerators(text)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"--hardware: {error}") from None
+    if all(isinstance(chip, Network) for chip in chips):
+        raise UsageError(f"--hardware needs at least one chip beside networks, such as eie, got {text!r}")
 
 
 def parse_options(arguments: Sequence[str] | None = None, *, quiet: bool = False) -> Options:

@@ -21,6 +21,7 @@ if __name__ == "__main__":
     # `launch` is not an installed package: it is found beside this file, whatever the working directory
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from dgcomp.hwmodel import Profile, profile
 from launch.checkpoint import load_checkpoint, save_checkpoint
 from launch.compression import Exchange, build_exchange
 from launch.logs import Logs
@@ -77,13 +78,18 @@ def train(options: Options, device: torch.device) -> dict[str, Any]:
     Raises UsageError on every rank if data, batch size or checkpoint don't fit on one of them.
     """
     run = _prepare(options, device)
+    hardware = _hardware_profile(options, run)
     end = min(options.train.epochs * run.task.steps_per_epoch, options.train.max_steps or sys.maxsize)
-    with StopRequest(device) as stop, Logs(options, rank=dist.get_rank(), first_step=run.step) as logs:
+    with (
+        StopRequest(device) as stop,
+        Logs(options, rank=dist.get_rank(), first_step=run.step) as logs,
+        hardware or nullcontext(),
+    ):
         if run.step:
             logs.say(f"going on after step {run.step}")
         is_stopped = False
         while run.step < end and not is_stopped:
-            is_stopped = _train_epoch(run, end, stop, logs)
+            is_stopped = _train_epoch(run, end, stop, logs, hardware)
             is_whole = run.step % run.task.steps_per_epoch == 0
             if not is_stopped and (is_whole or run.step == end):
                 run.history.append(_evaluate(run))
@@ -93,6 +99,8 @@ def train(options: Options, device: torch.device) -> dict[str, Any]:
         if is_stopped:
             logs.say(f"stopped after step {run.step}; go on with --resume")
         result = _result(run)
+        if hardware is not None and hardware.reports:
+            logs.say(hardware.table(layers=False))
         if not is_stopped:
             logs.say(render(result))
     if options.run.result_json is not None and dist.get_rank() == 0:
@@ -167,7 +175,14 @@ def _check_batch_size(batch_size: int, accumulate: int) -> None:
         )
 
 
-def _train_epoch(run: _Run, end: int, stop: StopRequest, logs: Logs) -> bool:
+def _hardware_profile(options: Options, run: "_Run") -> Profile | None:
+    """Prices the steps of rank 0 on the accelerators of --hardware; the ranks compute alike."""
+    if options.run.hardware is None or dist.get_rank() > 0:
+        return None
+    return profile(run.exchange.ddp, options.run.hardware, every=options.run.hardware_every)
+
+
+def _train_epoch(run: _Run, end: int, stop: StopRequest, logs: Logs, hardware: Profile | None) -> bool:
     """Train to the end of the epoch or to step `end`; True if the ranks agreed to stop before."""
     steps_per_epoch = run.task.steps_per_epoch
     epoch = run.step // steps_per_epoch
@@ -176,6 +191,8 @@ def _train_epoch(run: _Run, end: int, stop: StopRequest, logs: Logs) -> bool:
     for step in logs.steps(steps, epoch=epoch, steps_per_epoch=steps_per_epoch):
         loss, learning_rate = _train_step(run, step)
         run.step = step + 1
+        if hardware is not None and hardware.step() is not None:
+            logs.say(hardware.summary())
         if logs.is_due(run.step):
             logs.write(run.step, {"loss": loss, "learning_rate": learning_rate, **run.exchange.stats()})
         if stop.agreed(run.step):

@@ -30,6 +30,8 @@ def test_options_reach_their_group() -> None:
     [
         (["--densty", "0.1"], "Unrecognized options: --densty"),
         (["--density", "1.5"], "--density must be in (0, 1], got 1.5"),
+        (["--hardware", "eie,tpu"], "--hardware: accelerator must be one of eie, vsquant, sparch, winograd, network"),
+        (["--hardware", "network:1gbit"], "--hardware needs at least one chip"),
         (["--density", "nan"], "--density must be in (0, 1], got nan"),
         (["--task", "images"], "invalid choice 'images'"),
         (["--model", "gpt"], "--model gpt does not fit --task image: choose from resnet8, resnet20"),

@@ -44,6 +44,7 @@ def _state(folder: Path) -> dict[str, torch.Tensor]:
 def _every_task(rank: int, folder: Path) -> dict[str, Any]:
     results = {
         "none": train(_options("image", "none", log_folder=folder / "logs", log_interval=2), CPU),
+        "hardware": train(_options("image", "dgc", hardware="eie,vsquant:4/4/4/6,network:1gbit"), CPU),
         "fp16": train(_options("image", "fp16"), CPU),
         "powersgd": train(_options("char-lm", "powersgd", model="gpt"), CPU),
         "dgc": train(_options("image", "dgc", max_steps=8), CPU),
