@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,6 @@ if __name__ == "__main__":
     # `launch` is not an installed package: it is found beside this file, whatever the working directory
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from dgcomp.hwmodel import Profile, profile
 from launch.checkpoint import load_checkpoint, save_checkpoint
 from launch.compression import Exchange, build_exchange
 from launch.logs import Logs
@@ -30,6 +29,9 @@ from launch.options import Options, UsageError, parse_options
 from launch.report import render, summarize, write_json
 from launch.stopping import StopRequest
 from launch.tasks import Part, Task, build_task, seed_of
+
+if TYPE_CHECKING:
+    from dgcomp.hwmodel import Profile
 
 __all__ = ["learning_rate_factor", "main", "train"]
 
@@ -175,14 +177,16 @@ def _check_batch_size(batch_size: int, accumulate: int) -> None:
         )
 
 
-def _hardware_profile(options: Options, run: "_Run") -> Profile | None:
+def _hardware_profile(options: Options, run: "_Run") -> "Profile | None":
     """Prices the steps of rank 0 on the accelerators of --hardware; the ranks compute alike."""
     if options.run.hardware is None or dist.get_rank() > 0:
         return None
+    from dgcomp.hwmodel import profile  # compiles simulators: only for those who ask
+
     return profile(run.exchange.ddp, options.run.hardware, every=options.run.hardware_every)
 
 
-def _train_epoch(run: _Run, end: int, stop: StopRequest, logs: Logs, hardware: Profile | None) -> bool:
+def _train_epoch(run: _Run, end: int, stop: StopRequest, logs: Logs, hardware: "Profile | None") -> bool:
     """Train to the end of the epoch or to step `end`; True if the ranks agreed to stop before."""
     steps_per_epoch = run.task.steps_per_epoch
     epoch = run.step // steps_per_epoch
