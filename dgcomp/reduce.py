@@ -14,7 +14,7 @@ Gradients are local means over the rank's own batch, as DDP delivers them: what 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -109,7 +109,9 @@ def reduce_sparse(
     if not all_finite:
         return report
 
-    scale = _local_clip_factor(gradients, step.loss_scale, config.clip_norm, num_senders) / step.loss_scale
+    # In slot order: the order of the buckets changes when DDP rebuilds them, and with it the rounding of the norm.
+    ordered = [gradients[slot.name] for slot in memory.slots]
+    scale = _local_clip_factor(ordered, step.loss_scale, config.clip_norm, num_senders) / step.loss_scale
     _enter_sparse(memory, gradients, step)
     positions, masked = _accumulate_and_select(memory, gradients, step, config, scale, used)
     values = memory.residual[positions]
@@ -171,7 +173,7 @@ def _agree(
 
 
 def _local_clip_factor(
-    gradients: Mapping[str, Tensor], loss_scale: float, clip_norm: float | None, num_senders: int
+    gradients: Sequence[Tensor], loss_scale: float, clip_norm: float | None, num_senders: int
 ) -> float:
     """Factor that clips the local gradient, all tensors together, before it is accumulated (paper, section 3.2).
 
@@ -181,7 +183,7 @@ def _local_clip_factor(
     """
     if clip_norm is None:
         return 1.0
-    norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients.values() if g.numel()]
+    norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients if g.numel()]
     norm = float(torch.linalg.vector_norm(torch.stack(norms))) / loss_scale
     return min(1.0, clip_norm * math.sqrt(num_senders) / (norm + CLIP_EPSILON))
 

@@ -1,6 +1,6 @@
 """A dense step: buckets are summed over the ranks as backward fills them, then the momentum is applied to the mean."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,9 @@ def finish_dense(
     undelivered = _leave_sparse(memory, step, group)
     _keep_rounding_errors(memory, parts, step)
     gradients = {name: gradient for part in parts for name, gradient in part.gradients.items()}
-    scale = _mean_clip_factor(gradients, step.loss_scale * world_size, config.clip_norm, group)
+    scale = _mean_clip_factor(
+        [gradients[slot.name] for slot in memory.slots], step.loss_scale * world_size, config.clip_norm, group
+    )
     scale /= step.loss_scale * world_size
     for slot in memory.slots:
         gradient = gradients[slot.name]
@@ -135,12 +137,12 @@ def _keep_rounding_errors(memory: GradientMemory, parts: list[DensePart], step: 
 
 
 def _mean_clip_factor(
-    gradients: Mapping[str, Tensor], divisor: float, clip_norm: float | None, group: dist.ProcessGroup | None
+    gradients: Sequence[Tensor], divisor: float, clip_norm: float | None, group: dist.ProcessGroup | None
 ) -> float:
     """Factor of torch.nn.utils.clip_grad_norm_ on the mean gradient, which every rank holds."""
     if clip_norm is None:
         return 1.0
-    norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients.values() if g.numel()]
+    norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients if g.numel()]
     norm = torch.linalg.vector_norm(torch.stack(norms)) / divisor
     # Processors of different make may sum in different order; the replicas must not.
     dist.all_reduce(norm, op=dist.ReduceOp.MAX, group=group)

@@ -14,7 +14,7 @@ from dgcomp import errors
 from tests.ranks import run_ranks
 from tests.training import BranchedNet, SmallNet, ddp, train, values
 
-CONFIG = dgcomp.DGCConfig(density=0.02, warmup_steps=6)
+CONFIG = dgcomp.DGCConfig(density=0.02, warmup_steps=6, clip_norm=0.5)
 
 
 def _run() -> tuple[torch.nn.parallel.DistributedDataParallel, torch.optim.Optimizer, dgcomp.DGCState]:
