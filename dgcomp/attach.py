@@ -59,7 +59,11 @@ def attach(
     settings = _settings(model, optimizer, config) if uses_correction else None
     plain = {name: ParameterSettings() for name, _ in trainable_parameters(model)}
     state = DGCState(model, config, settings=settings or plain, optimizer=optimizer, grad_scaler=grad_scaler)
-    model.register_comm_hook(state, dgc_hook)
+    try:
+        model.register_comm_hook(state, dgc_hook)
+    except RuntimeError:  # a built-in hook, which DDP does not list
+        state.close()
+        raise
     if uses_correction:
         _take_over_buffers(state, optimizer)
         state.changes += _make_plain(optimizer, set(model.parameters()))

@@ -93,12 +93,12 @@ class DGCState:
         self._is_finite = True
         self._regions = Regions()
         self._nodes = self._make_nodes()
-        self._passes = Passes(model, self._names, optimizer, is_bucket_view=bool(model.gradient_as_bucket_view))
 
         raise_if_different(_digest(self.config.to_dict()), "the DGCConfigs", group=self.group, device=self._device)
         raise_if_different(self.memory.layout_tag, "parameter names or shapes", group=self.group, device=self._device)
         check_replicas(self.memory.slots, self.group)
         self._auto = self._make_auto() if self.config.exchange == "auto" else None
+        self._passes = Passes(model, self._names, optimizer, is_bucket_view=bool(model.gradient_as_bucket_view))
 
     @property
     def step(self) -> int:
