@@ -2,8 +2,8 @@
 
 Each run is one `torchrun ... launch/train.py`; its figures are appended to results/accuracy.json, and runs that are
 already there are not repeated, so that the benchmark can be cut off and called again. Learning rate and batch were
-chosen with the dense baseline alone. The epochs were not: at 3 epochs, one seed, DGC with the paper's wire trailed dense
-by 0.6 points (89.14 against 89.72 %), so both train for 6. Table: results/accuracy.md.
+chosen with the dense baseline alone. The epochs were not: at 3 epochs, one seed, DGC with the paper's wire trailed
+dense by 0.6 points (89.14 against 89.72 %), so both train for 6. Table: results/accuracy.md.
 
 Claim under test (Lin et al., ICLR 2018, section 4): at a density of 0.1 % the accuracy is that of dense training,
 with over 600 times fewer bytes uploaded for the tensors of two or more dimensions.
