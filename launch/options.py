@@ -100,7 +100,7 @@ class TrainOptions:
     nesterov: bool = False
     """Nesterov momentum (image models)"""
     clip_norm: float | None = None
-    """clip the gradient's norm (default: lstm 0.25, gpt 1, images none); dgc clips each rank to 1/sqrt(ranks) of it"""
+    """clip the gradient's norm (default: lstm 0.25, gpt 1, images none); dgc: each rank at sqrt(ranks) times it"""
     amp: Literal["none", "bf16"] = "none"
     """bf16: autocast of forward and loss"""
     seed: int = 0
