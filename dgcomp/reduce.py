@@ -78,6 +78,8 @@ class Report:
     network_bytes_received: int = 0
     messages: int = 0
     milliseconds: dict[str, float] = field(default_factory=dict)
+    delivered: dict[str, Tensor] = field(default_factory=dict)
+    """After a sparse step, by name of each sparse parameter: the only positions where its update is not zero."""
 
 
 def entries_to_send(slot: Slot, density: float) -> int:
@@ -140,7 +142,7 @@ def reduce_sparse(
         memory.momentum[masked] = 0.0
     memory.residual[result.returned_positions] += result.returned_values
     memory.replicated = False
-    _deliver_entries(memory, gradients, result, step.loss_scale / num_senders)
+    report.delivered = _deliver_entries(memory, gradients, result, step.loss_scale / num_senders)
     _deliver_leftovers(memory, gradients, result, step, num_senders, used)
     watch.lap("apply")
 
@@ -277,14 +279,18 @@ def _unused(memory: GradientMemory, used: list[bool]) -> list[Slot]:
     return [slot for slot, is_used in zip(memory.leftover, used[len(memory.sparse) :], strict=True) if not is_used]
 
 
-def _deliver_entries(memory: GradientMemory, gradients: Mapping[str, Tensor], result: Exchanged, scale: float) -> None:
-    """Add the sums of the exchange into the (zeroed) gradients."""
+def _deliver_entries(
+    memory: GradientMemory, gradients: Mapping[str, Tensor], result: Exchanged, scale: float
+) -> dict[str, Tensor]:
+    """Add the sums of the exchange into the (zeroed) gradients; returns where, by name."""
+    delivered = {}
     starts = torch.tensor([slot.offset for slot in memory.sparse], device=result.positions.device)
     bounds = [*torch.searchsorted(result.positions, starts).tolist(), result.positions.numel()]
     for slot, low, high in zip(memory.sparse, bounds, bounds[1:], strict=False):
+        positions = delivered[slot.name] = result.positions[low:high] - slot.offset
         if high > low:
-            positions = result.positions[low:high] - slot.offset
             kernels.scatter_add(gradients[slot.name], positions, result.values[low:high], scale=scale)
+    return delivered
 
 
 def _deliver_leftovers(

@@ -27,6 +27,7 @@ from dgcomp.reduce import Report, Step, reduce_sparse
 from dgcomp.reduce_dense import DensePart, finish_dense, ring_bytes, start_dense
 from dgcomp.replicas import check_replicas
 from dgcomp.schedule import density_at
+from dgcomp.sparse_step import SparseStep
 from dgcomp.telemetry import Counters
 
 STATE_VERSION = 1
@@ -99,6 +100,10 @@ class DGCState:
         check_replicas(self.memory.slots, self.group)
         self._auto = self._make_auto() if self.config.exchange == "auto" else None
         self._passes = Passes(model, self._names, optimizer, is_bucket_view=bool(model.gradient_as_bucket_view))
+        # After Passes: what that leaves out or puts back decides what this finds. CPU: on a GPU the optimizer's pass is
+        # cheap and looking at samples would wait for the device.
+        is_served = type(optimizer) is torch.optim.SGD and self._applies_updates and self._device.type == "cpu"
+        self._sparse_step = SparseStep(optimizer) if is_served else None
 
     @property
     def step(self) -> int:
@@ -193,6 +198,8 @@ class DGCState:
     def close(self) -> None:
         """Take the state's hooks off the model and the optimizer; a communication hook stays where it is."""
         self._passes.close()
+        if self._sparse_step is not None:
+            self._sparse_step.close()
 
     def add_bucket(self, bucket: dist.GradBucket, future: torch.futures.Future[Tensor]) -> None:
         """Take one bucket of the current backward pass; the last one completes the step and all futures."""
@@ -286,6 +293,8 @@ class DGCState:
             report = reduce_sparse(
                 self.memory, self._gradients, step, self.config, self.group, is_finite=self._is_finite
             )
+        if self._sparse_step is not None:
+            self._sparse_step.expect({} if self._passes.earlier else self._by_parameter(report.delivered))
         if report.is_finite:
             self._passes.add_earlier(self._gradients)
         else:
@@ -299,6 +308,9 @@ class DGCState:
         self._passes.note_delivery()
         self._buffers, self._futures, self._gradients = [], [], {}
         self._dense_parts, self._node_sums, self._is_finite = [], [], True
+
+    def _by_parameter(self, by_name: Mapping[str, Tensor]) -> dict[nn.Parameter, Tensor]:
+        return {slot.parameter: by_name[slot.name] for slot in self.memory.slots if slot.name in by_name}
 
     def _discard(self, step: Step) -> None:
         """Answer a non-finite step: the scaler must see it and skip; without one the update is left out."""
