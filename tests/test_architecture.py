@@ -13,7 +13,18 @@ LAYERS = (
     ("kernels", "config", "schedule", "telemetry", "errors", "quant.octav", "quant.vector", "quant.estimators"),
     ("wire", "memory", "select", "quant", "sparse", "video"),
     ("exchange", "hwmodel"),
-    ("reduce", "reduce_dense", "replicas", "passes", "state", "hook", "attach", "advise", "hwmodel.profile"),
+    (
+        "reduce",
+        "reduce_dense",
+        "replicas",
+        "passes",
+        "sparse_step",
+        "state",
+        "hook",
+        "attach",
+        "advise",
+        "hwmodel.profile",
+    ),
     ("integrations",),
 )
 
