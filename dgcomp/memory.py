@@ -21,7 +21,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-
 # u and v are walked through in every step, and their sent entries picked at random: with pages of 4 KiB a good part of
 # that time goes into address translation (measured: 15 % of a step).
 HUGE_PAGES_MIN_NUMEL = 1 << 20
