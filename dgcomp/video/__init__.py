@@ -1,0 +1,1 @@
+"""Detection in video: how late objects are first seen, and how to see them early at little cost."""
