@@ -133,7 +133,8 @@ class _Reader:
     num_frames: Mapping[Any, int]
 
     def ground_truth(self, rows: Mapping[Any, Any]) -> tuple[GroundTruth, list[tuple[Any, Any]]]:
-        parts, numbers, tracks = [], [np.empty(0, np.int64)], {}
+        parts, numbers = [], [np.empty(0, np.int64)]
+        tracks: dict[tuple[Any, Any], int] = {}
         for sequence, columns, where in self._sequences("ground_truth", rows, GROUND_TRUTH_FIELDS):
             part, keep = self._boxes(sequence, columns[0], columns[2], columns[3:], where)
             identities = [(sequence, track) for track in compress(as_list(columns[1]), keep)]
@@ -201,7 +202,7 @@ def check_rows(
     where: Callable[[int], str], frame: Floats, corners: Floats, score: Floats | None = None, length: int | None = None
 ) -> None:
     """Raise ValueError for the first row that no metric can use; `where(row)` says where it stands."""
-    faults: list[tuple[Bools, Callable[[int], str]]] = [
+    faults: list[tuple[Any, Callable[[int], str]]] = [
         (
             ~((frame >= 0) & (frame == np.floor(frame)) & np.isfinite(frame)),
             lambda i: f"frame must be a whole number from 0 on, got {frame[i]:g}",

@@ -79,11 +79,11 @@ def newest_finished(latency_frames: Floats) -> list[int]:
 
 def lengths(ground_truth: Mapping[Any, Any], detections: Mapping[Any, Any]) -> dict[Any, int]:
     """The least number of frames that each sequence must have."""
-    return {
-        sequence: 1
-        + max((int(row[0]) for part in (ground_truth, detections) for row in part.get(sequence, ())), default=-1)
-        for sequence in {**ground_truth, **detections}
-    }
+    longest = {}
+    for sequence in {**ground_truth, **detections}:
+        frames = [int(row[0]) for part in (ground_truth, detections) for row in part.get(sequence, ())]
+        longest[sequence] = 1 + max(frames, default=-1)
+    return longest
 
 
 def _latencies(latency_ms: Any, sequence: Any, num_frames: int) -> Floats:
