@@ -67,12 +67,11 @@ def tail_boost(
     score = data.detections.score.copy()
     alive = showing & (score >= min_score)
     _, first = _first_seen(data, tracks, alive, box)
-    frames = np.append(tracks.frame, np.iinfo(np.int64).max // 2)  # the last stands for "never"
     appeared = np.empty(len(data.ground_truth), np.int64)
     appeared[tracks.box] = np.repeat(tracks.first_frame, tracks.num_boxes)
     rows = np.flatnonzero(alive)
     frame = data.detections.frame[rows]
-    late = frame - frames[first[box[rows]]] >= BOOST_AFTER_DETECTION_FRAMES
+    late = frame - tracks.frame[first[box[rows]]] >= BOOST_AFTER_DETECTION_FRAMES
     late |= frame - appeared[box[rows]] >= BOOST_AFTER_APPEARANCE_FRAMES
     score[rows[late]] = max(1.0, float(score.max(initial=0.0)))
     return _with_scores(detections, score)

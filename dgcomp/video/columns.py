@@ -137,9 +137,9 @@ class _Reader:
         tracks: dict[tuple[Any, Any], int] = {}
         for sequence, columns, where in self._sequences("ground_truth", rows, GROUND_TRUTH_FIELDS):
             part, keep = self._boxes(sequence, columns[0], columns[2], columns[3:], where)
-            identities = [(sequence, track) for track in compress(as_list(columns[1]), keep)]
-            number = np.array([tracks.setdefault(track, len(tracks)) for track in identities], np.int64)
-            _check_tracks(part, number, np.flatnonzero(keep), identities, list(self.codes), where)
+            check_tracks(where, *(as_list(column) for column in columns[:3]))
+            own = [(sequence, track) for track in compress(as_list(columns[1]), keep)]
+            number = np.array([tracks.setdefault(track, len(tracks)) for track in own], np.int64)
             parts.append(part)
             numbers.append(number)
         return GroundTruth(**_join(parts), track=np.concatenate(numbers)), list(tracks)
@@ -228,6 +228,23 @@ def check_rows(
         raise ValueError(f"{where(row)}: {text(row)}")
 
 
+def check_tracks(where: Callable[[int], str], frames: list[Any], tracks: list[Any], labels: list[Any]) -> None:
+    """Raise ValueError for the first row that gives a track a second box in a frame, or another class."""
+    seen: set[tuple[Any, Any]] = set()
+    known: dict[Any, Any] = {}
+    for i, (frame, track, label) in enumerate(zip(frames, tracks, labels, strict=True)):
+        if (frame, track) in seen:
+            raise ValueError(
+                f"{where(i)}: track {track!r} has a second box in frame {frame:g}; give objects tracks of their own"
+            )
+        if known.setdefault(track, label) != label:
+            raise ValueError(
+                f"{where(i)}: track {track!r} changes class, from {known[track]!r} to {label!r}; "
+                "give each class a track of its own"
+            )
+        seen.add((frame, track))
+
+
 def as_floats(column: Any, name: str, where: Callable[[int], str]) -> Floats:
     """A column as float64; ValueError for the first value that is not a number."""
     try:
@@ -280,33 +297,6 @@ def _in_every_frame(boxes: Boxes, everywhere: Bools, frames: Ints) -> Boxes:
     index = np.concatenate([np.flatnonzero(~everywhere), np.repeat(np.flatnonzero(everywhere), len(frames))])
     frame = np.concatenate([boxes.frame[~everywhere], np.tile(frames, int(everywhere.sum()))])
     return Boxes(sequence=boxes.sequence[index], frame=frame, label=boxes.label[index], corners=boxes.corners[index])
-
-
-def _check_tracks(
-    boxes: Boxes,
-    track: Ints,
-    row: Ints,
-    identities: list[tuple[Any, Any]],
-    classes: list[Any],
-    where: Callable[[int], str],
-) -> None:
-    """A track has one class, and one box a frame."""
-    order = np.lexsort((boxes.frame, track))
-    same = track[order][1:] == track[order][:-1]
-    twice = same & (boxes.frame[order][1:] == boxes.frame[order][:-1])
-    changed = same & (boxes.label[order][1:] != boxes.label[order][:-1])
-    for faulty, text in (
-        (twice, "has two boxes in frame {frame}"),
-        (changed, "changes class, from {old!r} to {new!r}"),
-    ):
-        if faulty.any():
-            before, after = order[int(np.argmax(faulty))], order[int(np.argmax(faulty)) + 1]
-            old, new = (classes[boxes.label[i]] for i in (before, after))
-            what = text.format(frame=boxes.frame[after], old=old, new=new)
-            raise ValueError(
-                f"{where(int(row[after]))}: track {identities[after][1]!r} {what}; "
-                "an object needs one track of one class"
-            )
 
 
 def _check_class_types(classes: list[Any], num_true: int) -> None:
