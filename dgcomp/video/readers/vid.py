@@ -20,11 +20,13 @@ from dgcomp.video.readers.annotations import (
     sequence_files,
 )
 
-IMAGENET_VID_CLASSES = tuple(
-    "__background__ airplane antelope bear bicycle bird bus car cattle dog domestic_cat elephant fox giant_panda hamster "
-    "horse lion lizard monkey motorcycle rabbit red_panda sheep snake squirrel tiger train turtle watercraft whale "
-    "zebra".split()
+# fmt: off
+IMAGENET_VID_CLASSES = (
+    "__background__", "airplane", "antelope", "bear", "bicycle", "bird", "bus", "car", "cattle", "dog", "domestic_cat",
+    "elephant", "fox", "giant_panda", "hamster", "horse", "lion", "lizard", "monkey", "motorcycle", "rabbit",
+    "red_panda", "sheep", "snake", "squirrel", "tiger", "train", "turtle", "watercraft", "whale", "zebra",
 )
+# fmt: on
 """ImageNet VID's classes by number."""
 
 
