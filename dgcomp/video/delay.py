@@ -146,7 +146,7 @@ def average_delay(
             detections,
             latency_ms=latency_ms,
             frame_rate_hz=frame_rate_hz,
-            num_frames=num_frames or lengths(ground_truth, detections),
+            num_frames=lengths(ground_truth, detections) | dict(num_frames or {}),
         )
     one = evaluate(
         ground_truth,

@@ -61,8 +61,8 @@ def _notes(detector: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str
     if saturated:
         notes.append(
             f"**Saturated** at {', '.join(saturated)}: all detections together make only "
-            f"{detector['max_false_positive_ratio']:.3f} false alarms a box, so that these points are one and the same. "
-            "Detections with lower scores would tell more."
+            f"{detector['max_false_positive_ratio']:.3f} false alarms a box, so that all detections count at each of "
+            "these points. Detections with lower scores would tell more."
         )
     mean = detector["mean_delay"]
     if not mean["reached"]:
