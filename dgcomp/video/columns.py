@@ -113,13 +113,14 @@ def load(
     num_true_classes = len(codes)
     found = reader.detections(detections)
     _check_class_types(list(codes), num_true_classes)
+    left_out = reader.ignored(ignored or {}, found)
     return Dataset(
         sequences=reader.sequences,
         classes=list(codes),
         tracks=tracks,
         ground_truth=boxes,
         detections=found,
-        ignored=reader.ignored(ignored or {}, found),
+        ignored=left_out,
     )
 
 

@@ -5,7 +5,7 @@ After Mao et al., "A Delay Metric for Video Object Detection: What Average Preci
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ DEFECTS = {
 """What mode "official" repeats and mode "exact" mends, each with its name."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class DelayResult:
     """Delays of T objects at A operating points, in frames."""
 
@@ -49,11 +49,11 @@ class DelayResult:
     """Shape (A,): false alarms per box that there are at the thresholds."""
     saturated: Bools
     """Shape (A,): the detector has fewer false alarms than asked for, even with all its detections."""
-    track_delays: Floats
+    track_delays: Floats = field(repr=False)
     """Shape (A, T), not clipped; of an object never detected, how long it was there."""
-    detected: Bools
+    detected: Bools = field(repr=False)
     """Shape (A, T)."""
-    tracks: Tracks
+    tracks: Tracks = field(repr=False)
     precision: VOCPrecision
     """Average precision by class, from the same matching."""
     mode: Mode

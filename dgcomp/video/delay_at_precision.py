@@ -4,7 +4,7 @@ A reconstruction of the metric of Mao et al., "CaTDet" (MLSys 2019, arXiv 1810.0
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from dgcomp.video.operating import precision_point
 from dgcomp.video.tracks import ImageSize, Tracks
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class MeanDelayResult:
     """Delays of T objects at one precision, in frames."""
 
@@ -31,10 +31,10 @@ class MeanDelayResult:
     """All detections count and the precision is not below what was asked for."""
     reached: bool
     """False: no threshold is precise enough, and nothing counts as detected."""
-    track_delays: Floats
+    track_delays: Floats = field(repr=False)
     """Shape (T,)."""
-    detected: Bools
-    tracks: Tracks
+    detected: Bools = field(repr=False)
+    tracks: Tracks = field(repr=False)
     mode: Mode
     window: int | None
 

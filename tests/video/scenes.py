@@ -1,8 +1,10 @@
 """Made-up videos with every trouble a metric has to live with: gaps, ties, duplicates, crossings, wrong classes."""
 
-import numpy as np
+from random import Random
 
 from dgcomp.video.columns import DetectionRows, GroundTruthRows
+
+Row = tuple[float, ...]
 
 
 def make_scene(
@@ -10,47 +12,56 @@ def make_scene(
 ) -> tuple[GroundTruthRows, DetectionRows]:
     """Ground truth and detections of a few sequences, the same for a seed on every machine.
 
-    Scores have two decimals, so that many are equal; classes are 1 to 3; every track may have a gap; false detections
-    suffice for 3.2 a box.
+    Scores have two decimals, so that many are equal; objects have classes 1 to 3, false detections 1 to 4; every track
+    may have a gap; false detections suffice for 3.2 a box. Drawn by Random.random alone, which Python promises to keep.
     """
-    rng = np.random.default_rng(seed)
+    rng = Random(seed)
     ground_truth: GroundTruthRows = {}
     detections: DetectionRows = {}
     for s in range(num_sequences):
-        name = f"s{s:02d}"
-        ground_truth[name] = [row for track in range(num_tracks) for row in _track(rng, track, num_frames)]
-        ground_truth[name].sort(key=lambda row: row[0])
-        found = [d for row in ground_truth[name] for d in _detections(rng, row)]
-        found += [_false(rng, frame) for frame in range(num_frames) for _ in range(rng.poisson(false_per_frame))]
-        detections[name] = sorted(found, key=lambda row: row[0])
+        rows = [row for track in range(num_tracks) for row in _track(rng, track, num_frames)]
+        rows.sort(key=lambda row: row[0])
+        found = [detection for row in rows for detection in _detections(rng, row)]
+        num_false = [int(2 * false_per_frame * rng.random()) for _ in range(num_frames)]
+        found += [_false(rng, frame) for frame, count in enumerate(num_false) for _ in range(count)]
+        ground_truth[f"s{s:02d}"] = rows
+        detections[f"s{s:02d}"] = sorted(found, key=lambda row: row[0])
     return ground_truth, detections
 
 
-def _track(rng: np.random.Generator, track: int, num_frames: int) -> list[tuple[float, ...]]:
-    first = 0 if rng.random() < 0.3 else int(rng.integers(num_frames))
-    last = min(first + int(rng.integers(1, num_frames)), num_frames)
-    gap = first + int(rng.integers(1, 10))
-    x, y, w, h = rng.uniform((0, 0, 15, 15), (500, 300, 140, 140))
-    vx, vy = rng.uniform(-4, 4, 2)
+def _track(rng: Random, track: int, num_frames: int) -> list[Row]:
+    first = 0 if rng.random() < 0.3 else _below(rng, num_frames)
+    last = min(first + 1 + _below(rng, num_frames), num_frames)
+    gap = first + 1 + _below(rng, 10)
+    x1, y1, x2, y2 = _box(rng)
+    vx, vy = 8 * rng.random() - 4, 8 * rng.random() - 4
     return [
-        (frame, track, 1 + track % 3, x + vx * frame, y + vy * frame, x + vx * frame + w, y + vy * frame + h)
+        (frame, track, 1 + track % 3, x1 + vx * frame, y1 + vy * frame, x2 + vx * frame, y2 + vy * frame)
         for frame in range(first, last)
         if not gap <= frame < gap + 5
     ]
 
 
-def _detections(rng: np.random.Generator, row: tuple[float, ...]) -> list[tuple[float, ...]]:
-    """None, one or two detections of a box, jittered to about the edge of what still counts."""
+def _detections(rng: Random, row: Row) -> list[Row]:
+    """None, one or two detections of a box, moved to about the edge of what still counts."""
     frame, _, label, *box = row
     size = min(box[2] - box[0], box[3] - box[1])
     rows = []
-    for _ in range(int(rng.choice([0, 1, 2], p=[0.4, 0.5, 0.1]))):
-        corners = np.array(box) + rng.normal(0, 0.12 * size, 4)
-        corners[2:] = np.maximum(corners[2:], corners[:2] + 1)
-        rows.append((frame, label, round(float(rng.beta(3, 2)), 2), *corners.tolist()))
+    for _ in range((0, 0, 0, 0, 1, 1, 1, 1, 1, 2)[_below(rng, 10)]):
+        x1, y1, x2, y2 = (side + 0.5 * size * (rng.random() - 0.5) for side in box)
+        score = round((rng.random() + rng.random() + 1) / 3, 2)
+        rows.append((frame, label, score, x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)))
     return rows
 
 
-def _false(rng: np.random.Generator, frame: int) -> tuple[float, ...]:
-    x, y, w, h = rng.uniform((0, 0, 15, 15), (500, 300, 140, 140))
-    return (frame, int(rng.integers(1, 5)), round(float(rng.beta(2, 3)), 2), x, y, x + w, y + h)
+def _false(rng: Random, frame: int) -> Row:
+    return (frame, 1 + _below(rng, 4), round((rng.random() + rng.random()) / 2, 2), *_box(rng))
+
+
+def _box(rng: Random) -> Row:
+    x, y, w, h = 500 * rng.random(), 300 * rng.random(), 15 + 125 * rng.random(), 15 + 125 * rng.random()
+    return (x, y, x + w, y + h)
+
+
+def _below(rng: Random, end: int) -> int:
+    return int(end * rng.random())
