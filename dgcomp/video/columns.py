@@ -6,7 +6,7 @@ that follow are left alone. Frames count from 0. Classes and tracks are numbers 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,7 +22,7 @@ IgnoredRows: TypeAlias = dict[str, list[tuple[Any, ...]]]
 GROUND_TRUTH_FIELDS = ("frame", "track", "class", "x1", "y1", "x2", "y2")
 DETECTION_FIELDS = ("frame", "class", "score", "x1", "y1", "x2", "y2")
 IGNORED_FIELDS = ("frame", "class", "x1", "y1", "x2", "y2")
-ANY_CLASS = -1
+ANY_CLASS, UNWANTED = -1, -2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +110,8 @@ def load(
     codes: dict[Any, int] = {} if classes is None else {label: code for code, label in enumerate(classes)}
     reader = _Reader(list(ground_truth), codes, fixed=classes is not None, num_frames=num_frames or {})
     boxes, tracks = reader.ground_truth(ground_truth)
+    if not len(boxes) and reader.left_out:
+        raise ValueError(f"classes must name classes of ground_truth, {list(reader.left_out)}, got {list(codes)}")
     num_true_classes = len(codes)
     found = reader.detections(detections)
     _check_class_types(list(codes), num_true_classes)
@@ -132,6 +134,8 @@ class _Reader:
     codes: dict[Any, int]
     fixed: bool
     num_frames: Mapping[Any, int]
+    left_out: dict[Any, None] = field(default_factory=dict)
+    """Classes met that are not wanted."""
 
     def ground_truth(self, rows: Mapping[Any, Any]) -> tuple[GroundTruth, list[tuple[Any, Any]]]:
         parts, numbers = [], [np.empty(0, np.int64)]
@@ -189,14 +193,17 @@ class _Reader:
         if not regions and None in named:
             raise ValueError(f"{where(named.index(None))}: class must be a number or a text, got None")
         label = np.array([self._code(label) for label in named], np.int64)
-        keep = label >= ANY_CLASS
+        keep = label != UNWANTED
         index = np.full(int(keep.sum()), self.sequences.index(sequence), np.int64)
         return Boxes(sequence=index, frame=frame[keep].astype(np.int64), label=label[keep], corners=sides[keep]), keep
 
     def _code(self, label: Any) -> int:
         if label is None:
             return ANY_CLASS
-        return self.codes.get(label, ANY_CLASS - 1) if self.fixed else self.codes.setdefault(label, len(self.codes))
+        if self.fixed and label not in self.codes:
+            self.left_out[label] = None
+            return UNWANTED
+        return self.codes.setdefault(label, len(self.codes))
 
 
 def check_rows(

@@ -348,6 +348,7 @@ def test_bad_arguments_are_named() -> None:
         ({"window": 0}, "window must be at least 1 frame, or None, got 0"),
         ({"false_positive_ratios": []}, "false_positive_ratios must be positive numbers"),
         ({"false_positive_ratios": [0.1, -1]}, "false_positive_ratios must be positive numbers"),
+        ({"classes": ["dog", 7]}, r"classes must name classes of ground_truth, \['person'\], got \['dog', 7\]"),
         ({"num_frames": {"a": 9}}, "frame 9 lies beyond the end, the sequence has 9 frames"),
     ]
     for options, message in cases:

@@ -19,7 +19,7 @@ from dgcomp.video.bootstrap import Unit
 from dgcomp.video.columns import DetectionRows
 from dgcomp.video.difficulty import LEVELS
 from dgcomp.video.operating import FALSE_POSITIVE_RATIOS
-from dgcomp.video.readers.annotations import Annotations, merge
+from dgcomp.video.readers.annotations import Annotations, merge, number_or_text
 from dgcomp.video.readers.any_format import Format, read_detections, read_ground_truth
 from dgcomp.video.readers.vid import IMAGENET_VID_CLASSES
 from dgcomp.video.report import Settings, as_dict, evaluate_detector, write_report
@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ground-truth-format", choices=formats, default="auto", help="default: told by the looks")
     parser.add_argument("--detections-format", choices=formats, default="auto", help="default: told by the looks")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write report.md, report.json and plots there")
-    parser.add_argument("--classes", nargs="+", help="evaluate these alone (default: all of the ground truth)")
+    parser.add_argument(
+        "--classes", nargs="+", type=number_or_text, help="evaluate these alone (default: all of the ground truth)"
+    )
     parser.add_argument("--imagenet-vid", action="store_true", help="class numbers are those of ImageNet VID")
     parser.add_argument("--difficulty", choices=list(LEVELS), help="KITTI's levels; harder boxes are ignored")
     parser.add_argument("--iou-threshold", type=float, default=0.5, help="default: %(default)s")

@@ -141,6 +141,14 @@ def merge(parts: Sequence[DetectionRows]) -> DetectionRows:
     return joined
 
 
+def number_or_text(text: str) -> Any:
+    """A class or track as files and command lines name it."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
 def _is_number(text: str) -> bool:
     try:
         float(text)

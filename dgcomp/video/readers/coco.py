@@ -76,21 +76,28 @@ class _File:
 
     def __init__(self, path: Path, known: "_File | None" = None) -> None:
         self.path = path
+        self.list_name: str
+        self.annotations: list[dict[str, Any]]
         try:
             content = json.loads(path.read_text())
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {error.lineno}: {error.msg}") from None
-        self.list_name = "annotations" if isinstance(content, dict) else "results"
-        self.annotations: list[dict[str, Any]] = content["annotations"] if isinstance(content, dict) else content
         if known is not None:
+            self._needs(path, isinstance(content, list), "a list of results")
+            self.list_name, self.annotations = "results", content
             self.videos, self.images, self.categories = known.videos, known.images, known.categories
             return
         for key in ("videos", "images", "annotations", "categories"):
-            if not isinstance(content, dict) or key not in content:
-                raise ValueError(f"{path}: needs a list {key!r}; tracks of objects in video are wanted, not plain COCO")
+            self._needs(path, isinstance(content, dict) and key in content, f"a list {key!r}, as of tracks in video")
+        self.list_name, self.annotations = "annotations", content["annotations"]
         self.videos = {video["id"]: str(video.get("name", video["id"])) for video in content["videos"]}
         self.categories = {category["id"]: category["name"] for category in content["categories"]}
         self.images = {image["id"]: self._image(i, image) for i, image in enumerate(content["images"])}
+
+    @staticmethod
+    def _needs(path: Path, there: bool, what: str) -> None:
+        if not there:
+            raise ValueError(f"{path}: needs {what}")
 
     def where(self, row: int) -> str:
         return f"{self.path}, {self.list_name}[{row}]"

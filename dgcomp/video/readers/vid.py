@@ -16,6 +16,7 @@ from dgcomp.video.readers.annotations import (
     detection_rows,
     ground_truth_rows,
     named,
+    number_or_text,
     read_lines,
     sequence_files,
 )
@@ -43,7 +44,7 @@ def read_vid(path: str | Path, *, sequence: str | None = None, class_names: Sequ
     result = Annotations()
     for name, file in named(sequence, sequence_files(Path(path), ["*.txt"], "ground truth")).items():
         lines = read_lines(file, fields=(7,), what="ground truth (frame track class x1 y1 x2 y2)")
-        track = [_number_or_text(text) for text in lines.texts(1)]
+        track = [number_or_text(text) for text in lines.texts(1)]
         result.ground_truth[name] = ground_truth_rows(
             lines.where, lines.column(0, "frame"), track, _labels(lines, 2, class_names), _corners(lines)
         )
@@ -76,7 +77,7 @@ def write_vid_detections(folder: str | Path, detections: Mapping[Any, Any]) -> N
 
 
 def _labels(lines: Lines, index: int, class_names: Sequence[str] | None) -> list[Any]:
-    labels = [_number_or_text(text) for text in lines.texts(index)]
+    labels = [number_or_text(text) for text in lines.texts(index)]
     if class_names is None:
         return labels
     named_labels: dict[Any, str] = {**dict(enumerate(class_names)), **{name: name for name in class_names}}
@@ -86,13 +87,6 @@ def _labels(lines: Lines, index: int, class_names: Sequence[str] | None) -> list
                 f"{lines.where(row)}: class must be one of {len(class_names)} names or their numbers, got {label!r}"
             )
     return [named_labels[label] for label in labels]
-
-
-def _number_or_text(text: str) -> Any:
-    try:
-        return int(text)
-    except ValueError:
-        return text
 
 
 def _corners(lines: Lines) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
