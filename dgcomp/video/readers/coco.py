@@ -78,6 +78,9 @@ class _File:
         self.path = path
         self.list_name: str
         self.annotations: list[dict[str, Any]]
+        self.videos: dict[Any, str]
+        self.images: dict[Any, tuple[str, int, dict[str, Any]]]
+        self.categories: dict[Any, Any]
         try:
             content = json.loads(path.read_text())
         except json.JSONDecodeError as error:
