@@ -241,6 +241,13 @@ def flat_view(tensor: Tensor) -> Tensor:
     return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
 
 
+def flat_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """`tensor` as one dimension in the memory order of `parameter`; a copy where its own order is another."""
+    if tensor.stride() != parameter.stride():
+        tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+    return flat_view(tensor)
+
+
 def shaped_like(flat: Tensor, parameter: Tensor) -> Tensor:
     """View of a flat tensor with the shape and the memory order of `parameter`."""
     return flat.as_strided(parameter.shape, parameter.stride(), flat.storage_offset())

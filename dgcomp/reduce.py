@@ -247,7 +247,7 @@ def _accumulate_and_select(
             gradients[slot.name],
             momentum,
             residual,
-            parameter=slot.flat_parameter if slot.settings.weight_decay and not step.is_additional else None,
+            parameter=decayed_parameter(slot, gradients[slot.name], step),
             gradient_scale=scale,
             momentum_factor=slot.settings.momentum,
             nesterov=slot.settings.nesterov,
@@ -264,6 +264,14 @@ def _accumulate_and_select(
         if k <= MASKING_MAX_DENSITY * slot.numel:
             masked.append(chosen[-1])
     return _concatenate(chosen, memory), _concatenate(masked, memory)
+
+
+def decayed_parameter(slot: Slot, gradient: Tensor, step: Step) -> Tensor | None:
+    """The flat parameter, in a dtype that kernels take with this gradient, or None where nothing decays."""
+    if not slot.settings.weight_decay or step.is_additional:
+        return None
+    flat = slot.flat_parameter
+    return flat if flat.dtype in (torch.float32, gradient.dtype) else flat.to(gradient.dtype)
 
 
 def _seed(*parts: int) -> int:
@@ -334,7 +342,7 @@ def apply_momentum(memory: GradientMemory, slot: Slot, gradient: Tensor, step: S
     kernels.update_dense(
         gradient,
         memory.momentum_of(slot),
-        parameter=slot.flat_parameter if settings.weight_decay and not step.is_additional else None,
+        parameter=decayed_parameter(slot, gradient, step),
         gradient_scale=gradient_scale,
         output_scale=step.loss_scale,
         momentum_factor=settings.momentum,
