@@ -144,7 +144,8 @@ def train_lightning(job: Job) -> Outcome:
     )
     module = Module()
     made = batches(job)
-    loader = DataLoader(_Listed([*[made[0]] * done, *made]), batch_size=1, collate_fn=_first)
+    # Lightning counts the batches of a resumed epoch from where it stopped, and reads them from the start.
+    loader = DataLoader(_Listed([*made, *[made[0]] * done]), batch_size=1, collate_fn=_first)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few workers, no sampler state and the like
         trainer.fit(module, loader, ckpt_path=str(job.load / "last.ckpt") if job.load else None)
