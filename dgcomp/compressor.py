@@ -10,22 +10,30 @@ backward pass.
 
 import logging
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from dgcomp import kernels, takeover
 from dgcomp.config import DGCConfig
 from dgcomp.errors import complaint_of, meet, raise_if_different, raise_together
 from dgcomp.exchange import NodeGroups, Regions, node_groups
 from dgcomp.exchange.auto import AutoExchange
-from dgcomp.memory import GradientMemory, ParameterSettings, check_parameters, flat_view, local_part
+from dgcomp.memory import (
+    GradientMemory,
+    ParameterSettings,
+    check_parameters,
+    flat_like,
+    flat_view,
+    local_part,
+    shaped_like,
+)
 from dgcomp.passes import Passes
-from dgcomp.reduce import Step, reduce_sparse
+from dgcomp.reduce import Step, is_used, reduce_sparse
 from dgcomp.reduce_dense import DensePart, finish_dense, start_dense
 from dgcomp.replicas import check_replicas
 from dgcomp.schedule import density_at
@@ -115,7 +123,7 @@ class Compressor:
     @classmethod
     def attached(
         cls: type[C],
-        model: nn.Module,
+        named: Iterable[tuple[str, Tensor]],
         optimizer: torch.optim.Optimizer,
         config: DGCConfig | None = None,
         *,
@@ -125,20 +133,17 @@ class Compressor:
     ) -> C:
         """A compressor that has taken over an optimizer's momentum and weight decay, as `dgcomp.attach` does for DDP.
 
-        `model` gives the parameters' names; `options` are those of the constructor. Collective; raises ValueError on
-        every rank of the group alike, before anything is changed.
+        `named` are a model's parameters (frozen ones are left out), `options` those of the constructor. Collective;
+        raises ValueError on every rank of the group alike, before anything is changed.
         """
         config = config or DGCConfig()
-        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
         groups = groups or partial(_groups_of, optimizer)
-
-        def check() -> None:
-            takeover.check(named, optimizer, groups(), config)
-            takeover.check_modules(model)
-
-        raise_together(complaint_of(check), group=group, device=named[0][1].device if named else torch.device("cpu"))
-        settings = takeover.settings_of(named, optimizer, groups(), config)
-        made = cls(named, config, group=group, settings=settings, optimizer=optimizer, groups=groups, **options)
+        complaint = complaint_of(lambda: takeover.check(trained, optimizer, groups(), config))
+        device = trained[0][1].device if trained else torch.device("cpu")
+        raise_together(complaint, group=group, device=device)
+        settings = takeover.settings_of(trained, optimizer, groups(), config)
+        made = cls(trained, config, group=group, settings=settings, optimizer=optimizer, groups=groups, **options)
         made.changes += takeover.take_over(made.memory, optimizer, groups(), config)
         log_changes(made.changes, group)
         return made
@@ -154,30 +159,45 @@ class Compressor:
         return dist.get_world_size(self.group)
 
     def reduce(self, gradients: Mapping[str, Tensor]) -> bool:
-        """Replace all gradients of one optimizer step by the shared update, in place; collective.
+        """Replace the gradients of one optimizer step by the shared update, in place; collective.
 
-        gradients: by parameter name, flat and contiguous (`dgcomp.memory.flat_view`), float32, bfloat16 or float16;
-        a parameter that this rank did not use may be left out. Returns False if a gradient of any rank was not
-        finite: then nothing is accumulated, and all gradients are infinite where a grad_scaler is at work, else zero,
-        and the optimizer's step must be left out.
+        gradients: of all parameters, by name, flat in the parameter's memory order (`dgcomp.memory.flat_like`),
+        float32, bfloat16 or float16; zeros stand for a parameter that this rank did not use. Returns False if a
+        gradient of any rank was not finite: then nothing is accumulated, all gradients are infinite where a
+        grad_scaler is at work, else zero, and the optimizer's step must be left out.
         """
         self._begin_step()
         assert self._step is not None
-        complete = dict(gradients)
-        for slot in self.memory.slots:
-            if slot.name not in complete:
-                complete[slot.name] = torch.zeros(slot.numel, dtype=slot.local.dtype, device=self._device)
         if not self._step.is_dense:
-            for name, gradient in complete.items():
+            for name, gradient in gradients.items():
                 self._take({name: gradient}, gradient)
             return self._finish_step()
-        packed = _pack(complete)
+        packed = _pack(gradients)
         for views, buffer in packed:
             self._take(views, buffer)
         is_finite = self._finish_step()
         for views, _ in packed:
             for name, view in views.items():
-                complete[name].copy_(view)
+                gradients[name].copy_(view)
+        return is_finite
+
+    @torch.no_grad()
+    def reduce_parameter_gradients(self) -> bool:
+        """`reduce` for what stands in `.grad`; a parameter that no rank used keeps None there."""
+        unused, gradients = [], {}
+        for parameter, name in self._names.items():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+                unused.append(parameter)
+            gradients[name] = flat_like(local_part(parameter.grad), local_part(parameter))
+        is_finite = self.reduce(gradients)
+        for parameter, name in self._names.items():
+            local = local_part(parameter.grad)
+            if local.stride() != local_part(parameter).stride():  # what was reduced is a copy
+                local.copy_(shaped_like(gradients[name], local_part(parameter)))
+        for parameter in unused:
+            if not is_used(gradients[self._names[parameter]]):
+                parameter.grad = None
         return is_finite
 
     def state_dict(self) -> dict[str, Any]:

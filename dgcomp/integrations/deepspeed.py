@@ -21,7 +21,8 @@ from dgcomp.config import DGCConfig
 from dgcomp.errors import complaint_of, raise_together
 from dgcomp.integrations.files import load_own, save_own
 from dgcomp.memory import flat_like, shaped_like
-from dgcomp.takeover import OptimizerGroup
+from dgcomp.reduce import is_used
+from dgcomp.takeover import OptimizerGroup, check_modules
 
 FOLDER = "dgcomp"
 
@@ -48,7 +49,7 @@ def attach(engine: Any, config: DGCConfig | None = None) -> "DeepSpeedState":
     complaint = complaint_of(lambda: _check(engine))
     raise_together(complaint, group=engine.data_parallel_group, device=engine.device)
     state = DeepSpeedState.attached(
-        engine.module,
+        engine.module.named_parameters(),
         engine.basic_optimizer,
         config,
         group=engine.data_parallel_group,
@@ -108,8 +109,9 @@ class DeepSpeedState(Compressor):
         gradients = {}
         for parameter, name in self._names.items():
             gradient = parameter.grad if zero is None else zero.get_gradient_for_reduction(parameter)
-            if gradient is not None:
-                gradients[name] = flat_like(gradient, parameter).float()
+            # A parameter that this rank did not use has none.
+            gradient = torch.zeros_like(parameter) if gradient is None else gradient
+            gradients[name] = flat_like(gradient, parameter).float()
         self._skips_update = not self.reduce(gradients)
         self._deliver(gradients)
 
@@ -119,7 +121,7 @@ class DeepSpeedState(Compressor):
             self._deliver_to_zero(update)
             return
         for parameter, name in self._names.items():
-            if name not in update:
+            if parameter.grad is None and not is_used(update[name]):
                 continue
             if parameter.dtype != torch.float32:
                 parameter.grad = None
@@ -130,7 +132,7 @@ class DeepSpeedState(Compressor):
         """Fill in this rank's part of each group, as the optimizer's own epilogue leaves it."""
         zero: Any = self._zero
         for index, members in enumerate(zero.params_in_partition):
-            zero.all_grad_tensors[index] = [self._whole(update, parameter) for parameter in members]
+            zero.all_grad_tensors[index] = [shaped_like(update[self._names[p]], p) for p in members]
             zero.averaged_gradients[index] = zero.get_flat_partition(
                 members,
                 zero.first_offset[index],
@@ -143,10 +145,6 @@ class DeepSpeedState(Compressor):
             zero.all_grad_tensors[index] = None
         for parameter in self._names:
             zero.clear_grad_attribute(parameter)
-
-    def _whole(self, update: Mapping[str, Tensor], parameter: Tensor) -> Tensor:
-        flat = update.get(self._names[parameter])
-        return torch.zeros_like(parameter, dtype=torch.float32) if flat is None else shaped_like(flat, parameter)
 
     def _drop_update(self, optimizer: Any, _args: Any, _kwargs: Any) -> None:
         """Leave out a step whose gradients were not finite; the engine then counts it as an overflow."""
@@ -212,8 +210,7 @@ def _check(engine: Any) -> None:
     unsupported = {
         '"zero_optimization": {"offload_optimizer"}': engine.zero_offload_optimizer() is not None,
         '"zero_optimization": {"overlap_comm": true}': stage == 1 and bool(engine.zero_overlap_comm()),
-        '"gradient_clipping" (use DGCConfig(clip_norm=...))': engine.gradient_clipping() > 0.0,
-        '"sparse_gradients"': bool(engine.sparse_gradients_enabled()),
+        '"gradient_clipping", which may be on by default (use 0.0 and DGCConfig(clip_norm=...))': engine.gradient_clipping() > 0.0,
         "pipeline parallelism": bool(engine.pipeline_parallelism),
         "mixture of experts": bool(engine.has_moe_layers),
         "tensor parallelism": engine.mp_world_size > 1,
@@ -225,6 +222,7 @@ def _check(engine: Any) -> None:
             raise ValueError(f"DGC does not work with {setting}; switch it off")
     if stage == 1 and not hasattr(engine.optimizer, "_coalesce_grad_reduction"):
         raise ValueError(f"this DeepSpeed's {kind} is too old or too new; dgcomp was tested with 0.19.8")
+    check_modules(engine.module)
     is_half = any(p.dtype != torch.float32 for p in engine.module.parameters())
     if stage == 0 and is_half and not hasattr(nn.Parameter, "grad_dtype"):
         raise ValueError("fp16 and bf16 at ZeRO stage 0 need torch 2.10 or newer; use stage 1")

@@ -21,8 +21,9 @@ from torch.distributed.tensor import DTensor, Shard
 from dgcomp.compressor import STATE_VERSION, Compressor
 from dgcomp.config import DGCConfig
 from dgcomp.errors import raise_together
-from dgcomp.memory import flat_view, local_part
+from dgcomp.memory import local_part
 from dgcomp.passes import Passes
+from dgcomp.takeover import check_modules
 
 
 def attach(
@@ -53,7 +54,7 @@ def attach(
     complaint, state = None, None
     try:
         state = FSDPState.attached(
-            model, optimizer, config, group=mesh.get_group(0), mesh=mesh, grad_scaler=grad_scaler
+            model.named_parameters(), optimizer, config, group=mesh.get_group(0), mesh=mesh, grad_scaler=grad_scaler
         )
     except (TypeError, ValueError, RuntimeError) as error:
         complaint = str(error)
@@ -163,14 +164,7 @@ class FSDPState(Compressor):
         if not self._has_gradients:
             return
         self._has_gradients = False
-        with torch.no_grad():
-            self.reduce(
-                {
-                    name: flat_view(local_part(parameter.grad))
-                    for parameter, name in self._names.items()
-                    if parameter.grad is not None
-                }
-            )
+        self.reduce_parameter_gradients()
 
 
 def _check(model: nn.Module, config: DGCConfig, mesh: DeviceMesh) -> None:
@@ -188,6 +182,7 @@ def _check(model: nn.Module, config: DGCConfig, mesh: DeviceMesh) -> None:
         raise ValueError(f"ranks_per_node must be 1, got {config.ranks_per_node}; the mesh says what a node is")
     if config.exchange == "auto":
         raise ValueError('exchange="auto" could choose differently for each shard; choose one of the others')
+    check_modules(model)
     ranks = mesh.mesh[mesh.get_local_rank(0)].tolist()
     for name, parameter in model.named_parameters():
         own = getattr(parameter, "device_mesh", None)

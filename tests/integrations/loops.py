@@ -1,4 +1,4 @@
-"""The jobs of the conformance suite on trainers that need nothing but torch: DDP, FSDP2."""
+"""The jobs of the conformance suite on trainers that need nothing but torch: DDP, FSDP2, local SGD."""
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 import dgcomp
 from dgcomp.integrations import fsdp
 from dgcomp.integrations.files import load_own, save_own
-from tests.integrations.jobs import Job, Outcome, batches, make_model, make_sgd, outcome
+from dgcomp.integrations.local_sgd import LocalSGD
+from tests.integrations.jobs import FixedGradient, Job, Outcome, batches, make_model, make_sgd, outcome
 
 
 def train_ddp(job: Job) -> Outcome:
@@ -63,6 +64,41 @@ def train_fsdp(job: Job) -> Outcome:
     stats = state.stats()
     residual, momentum = (whole_memory(state, key, mesh) for key in ("residual", "momentum"))
     return Outcome(parameters, residual, momentum, stats["steps"], stats["nonfinite_steps"])
+
+
+def train_local_sgd(job: Job) -> Outcome:
+    """Rounds of two inner steps; the reference averages pseudo-gradients by a plain all-reduce."""
+    model = make_model(job)
+    inner, outer = torch.optim.SGD(model.parameters(), lr=0.1), make_sgd(job, model.parameters())
+    local = None if job.config is None else LocalSGD(model, inner, outer, sync_every=2, config=job.config)
+    if job.load:
+        model.load_state_dict(torch.load(job.load / "model.pt", weights_only=True))
+        local.load_state_dict(torch.load(job.load / f"local{dist.get_rank()}.pt", weights_only=True))
+    for x, y in batches(job):
+        start = [parameter.detach().clone() for parameter in model.parameters()]
+        for part in range(2):
+            inner.zero_grad()
+            model(x, y).backward() if job.model is FixedGradient else model(x[part::2], y[part::2]).backward()
+            inner.step()
+        if local is None:
+            _dense_outer_step(model, start, outer)
+    if job.flush:
+        local.flush()
+    if job.save:
+        torch.save(local.state_dict(), job.save / f"local{dist.get_rank()}.pt")
+        if dist.get_rank() == 0:
+            torch.save(model.state_dict(), job.save / "model.pt")
+    return outcome(model, local and local.compressor)
+
+
+@torch.no_grad()
+def _dense_outer_step(model: nn.Module, start: list[Tensor], outer: torch.optim.Optimizer) -> None:
+    for parameter, before in zip(model.parameters(), start, strict=True):
+        parameter.grad = before - parameter
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= dist.get_world_size()
+        parameter.copy_(before)
+    outer.step()
 
 
 def load_sharded(model: nn.Module, state: fsdp.FSDPState, job: Job) -> None:

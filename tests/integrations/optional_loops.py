@@ -163,11 +163,15 @@ def train_deepspeed(job: Job) -> Outcome:
 
     from dgcomp.integrations.deepspeed import attach
 
+    # An optional kernel that DeepSpeed would compile for a minute, and that the engine's all-reduce alone would use.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
     module = make_model(job)
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {"stage": 0, "overlap_comm": False, "reduce_bucket_size": 4096},
+        "gradient_clipping": 0.0,
         "steps_per_print": 10**9,
     }
     for key, value in job.options.items():

@@ -10,16 +10,18 @@ import pytest
 
 from tests.integrations.conformance import conform
 from tests.integrations.jobs import free_port, set_launcher_environment
-from tests.integrations.loops import train_ddp, train_fsdp
+from tests.integrations.loops import train_ddp, train_fsdp, train_local_sgd
 from tests.ranks import run_ranks
 
 
-def _ddp(rank: int, folder: Path) -> None:
-    conform(train_ddp, folder)
+def _ddp_and_local_sgd(rank: int, folder: Path) -> None:
+    conform(train_ddp, folder / "ddp")
+    conform(train_local_sgd, folder / "local_sgd")
 
 
-def test_ddp(tmp_path: Path) -> None:
-    run_ranks(_ddp, 2, tmp_path)
+def test_ddp_and_local_sgd(tmp_path: Path) -> None:
+    (tmp_path / "local_sgd").mkdir()
+    run_ranks(_ddp_and_local_sgd, 2, tmp_path)
 
 
 def _fsdp(rank: int, folder: Path) -> None:
