@@ -1,5 +1,6 @@
 """Raise an error on every rank when one rank has found it, so that nobody is left waiting in a collective."""
 
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
@@ -24,6 +25,15 @@ def meet(call: str, group: dist.ProcessGroup | None) -> None:
             f"{call} is collective, and not all ranks called it within {MEETING_TIMEOUT.total_seconds():g} s; "
             "call it on every rank and let rank 0 alone do the printing or saving"
         ) from error
+
+
+def complaint_of(check: Callable[[], None]) -> str | None:
+    """What `check` finds wrong (the text of its TypeError or ValueError), or None: for `raise_together`."""
+    try:
+        check()
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def raise_together(message: str | None, *, group: dist.ProcessGroup | None, device: torch.device) -> None:

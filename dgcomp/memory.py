@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 # u and v are walked through in every step, and their sent entries picked at random: with pages of 4 KiB a good part of
 # that time goes into address translation (measured: 15 % of a step).
@@ -40,19 +40,24 @@ class Slot:
     """Place of one parameter in the flat tensor of its kind."""
 
     name: str
-    parameter: nn.Parameter
+    parameter: Tensor
     settings: ParameterSettings
     offset: int
 
     @property
+    def local(self) -> Tensor:
+        """What this rank holds of the parameter: all of it, or its shard."""
+        return local_part(self.parameter)
+
+    @cached_property
     def numel(self) -> int:
-        """Number of elements of the parameter."""
-        return self.parameter.numel()
+        """Number of elements that this rank holds."""
+        return self.local.numel()
 
     @property
     def flat_parameter(self) -> Tensor:
         """The parameter's values as a flat view in memory order, the order in which DDP lays out its gradient."""
-        return flat_view(self.parameter.detach())
+        return flat_view(self.local)
 
     def view(self, flat: Tensor) -> Tensor:
         """This parameter's part of a flat tensor."""
@@ -79,7 +84,7 @@ class GradientMemory:
         gradient (before the momentum) and not to the next update.
     """
 
-    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], settings: Mapping[str, ParameterSettings]):
+    def __init__(self, parameters: Iterable[tuple[str, Tensor]], settings: Mapping[str, ParameterSettings]):
         named = list(parameters)
         device = named[0][1].device if named else torch.device("cpu")
         self.sparse = _lay_out([(n, p) for n, p in named if p.dim() >= 2], settings)
@@ -102,7 +107,7 @@ class GradientMemory:
     @cached_property
     def layout_tag(self) -> int:
         """32-bit mark of the parameters' names and shapes, the same on all ranks that train the same model."""
-        layout = [(slot.name, tuple(slot.parameter.shape)) for slot in self.slots]
+        layout = [(slot.name, tuple(slot.local.shape)) for slot in self.slots]
         return zlib.crc32(repr(layout).encode())
 
     @property
@@ -171,7 +176,7 @@ class GradientMemory:
         tensors = saved["own" if exact else "mean"]
         for key, flat in self._flat_tensors().items():
             for slot in self._slots_of(key):
-                shaped_like(slot.view(flat), slot.parameter).copy_(tensors[key][slot.name])
+                shaped_like(slot.view(flat), slot.local).copy_(tensors[key][slot.name])
         self.thresholds = [float(saved["thresholds"][slot.name]) for slot in self.sparse]
         self.learning_rates = [float(saved["learning_rates"][slot.name]) for slot in self.sparse]
         self.replicated = bool(saved["replicated"])
@@ -216,10 +221,10 @@ class GradientMemory:
         return self.leftover if key.startswith("leftover") else self.sparse
 
     def _by_name(self, flat: Tensor, key: str) -> dict[str, Tensor]:
-        return {s.name: shaped_like(s.view(flat), s.parameter).clone().contiguous() for s in self._slots_of(key)}
+        return {s.name: shaped_like(s.view(flat), s.local).clone().contiguous() for s in self._slots_of(key)}
 
     def _misfit(self, key: str, tensors: Mapping[str, Tensor]) -> str | None:
-        expected = {slot.name: tuple(slot.parameter.shape) for slot in self._slots_of(key)}
+        expected = {slot.name: tuple(slot.local.shape) for slot in self._slots_of(key)}
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         if not different:
@@ -231,9 +236,22 @@ class GradientMemory:
         )
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a sharded tensor (DTensor), sharing its memory, or the tensor itself; detached."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor.detach() if to_local is None else to_local().detach()
+
+
 def flat_view(tensor: Tensor) -> Tensor:
     """View of a dense tensor as one dimension in memory order, whatever its memory format."""
     return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
+
+
+def flat_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """`tensor` as one dimension in the memory order of `parameter`; a copy where its own order is another."""
+    if tensor.stride() != parameter.stride():
+        tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+    return flat_view(tensor)
 
 
 def shaped_like(flat: Tensor, parameter: Tensor) -> Tensor:
@@ -241,26 +259,27 @@ def shaped_like(flat: Tensor, parameter: Tensor) -> Tensor:
     return flat.as_strided(parameter.shape, parameter.stride(), flat.storage_offset())
 
 
-def check_parameters(parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+def check_parameters(parameters: Iterable[tuple[str, Tensor]]) -> None:
     """Raise ValueError, naming the parameter, for complex or integer ones, gaps in memory, several devices."""
     device = None
     for name, parameter in parameters:
         device = device or parameter.device
+        local = local_part(parameter)
         if parameter.device != device:
             raise ValueError(f"parameter {name!r} is on {parameter.device}, others on {device}; put them on one device")
         if not parameter.is_floating_point():
             raise ValueError(
                 f"parameter {name!r} has dtype {parameter.dtype}; only real floating-point ones are served"
             )
-        if torch.empty_like(parameter, memory_format=torch.preserve_format).stride() != parameter.stride():
+        if torch.empty_like(local, memory_format=torch.preserve_format).stride() != local.stride():
             raise ValueError(f"parameter {name!r} has gaps or overlaps in memory; make it contiguous")
 
 
-def _lay_out(named: list[tuple[str, nn.Parameter]], settings: Mapping[str, ParameterSettings]) -> tuple[Slot, ...]:
+def _lay_out(named: list[tuple[str, Tensor]], settings: Mapping[str, ParameterSettings]) -> tuple[Slot, ...]:
     slots, offset = [], 0
     for name, parameter in named:
         slots.append(Slot(name, parameter, settings[name], offset))
-        offset += parameter.numel()
+        offset += slots[-1].numel
     return tuple(slots)
 
 

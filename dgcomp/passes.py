@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dgcomp.memory import flat_view
+from dgcomp.memory import flat_view, local_part
 
 
 class Passes:
-    """Watches a model's forward passes and its optimizer's steps.
+    """Watches a model's forward passes and its optimizer's steps; without them it takes every pass for a step.
 
     Attributes
     ----------
@@ -28,11 +28,11 @@ class Passes:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | None,
         names: Mapping[Tensor, str],
         optimizer: torch.optim.Optimizer | None,
         *,
-        is_bucket_view: bool,
+        is_bucket_view: bool = False,
     ):
         self.earlier: dict[str, Tensor] = {}
         self.skip_update = False
@@ -41,7 +41,7 @@ class Passes:
         self._has_delivered = False
         self._is_same_update = False
         self._handles = []
-        if optimizer is not None:
+        if model is not None and optimizer is not None:
             self._handles = [
                 model.register_forward_pre_hook(self._before_forward),
                 optimizer.register_step_pre_hook(self._before_update),
@@ -57,10 +57,14 @@ class Passes:
         """Call when `.grad` is about to hold an update."""
         self._has_delivered = self._is_same_update = True
 
+    def forget_delivery(self) -> None:
+        """Call when `.grad` holds nothing that a further pass would add to: it was applied, or will be dropped."""
+        self._has_delivered = self._is_same_update = False
+
     def add_earlier(self, gradients: Mapping[str, Tensor]) -> None:
         """Add the updates that were set aside to those that have just arrived (flat, by name)."""
         for name, update in self.earlier.items():
-            gradients[name].add_(flat_view(update))
+            gradients[name].add_(flat_view(local_part(update)))
         self.earlier = {}
 
     def close(self) -> None:
@@ -73,14 +77,28 @@ class Passes:
             return
         found = {parameter: parameter.grad for parameter in self._names if parameter.grad is not None}
         # Zeros are what zero_grad(set_to_none=False) leaves: nothing to set aside.
-        if any(bool(grad.count_nonzero()) for grad in found.values()):
+        if any(bool(local_part(grad).any()) for grad in found.values()):
             for parameter, grad in found.items():
                 # A view of DDP's bucket will be overwritten by the coming backward.
                 self.earlier[self._names[parameter]] = grad.clone() if self._is_bucket_view else grad
                 parameter.grad = None
         self._has_delivered = False
 
-    def _before_update(self, _optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+    def _before_update(self, _optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._prepare_gradients()
+            return None
+
+        def closure_and_check() -> Any:  # the step runs the backward pass itself
+            result = closure()
+            self._prepare_gradients()
+            return result
+
+        return args[:1], {**kwargs, "closure": closure_and_check}
+
+    def _prepare_gradients(self) -> None:
+        """Bring .grad into the state that the optimizer is to see."""
         for parameter, name in self._names.items():
             if self.skip_update:
                 parameter.grad = None
@@ -90,4 +108,4 @@ class Passes:
 
     def _after_update(self, _optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         self.skip_update = False
-        self._is_same_update = False
+        self.forget_delivery()

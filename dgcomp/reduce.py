@@ -34,6 +34,8 @@ from dgcomp.wire import capacity_bytes
 # density entries are fresh enough to need no masking, and masking would only lower the learning rate unseen.
 MASKING_MAX_DENSITY = 0.05
 
+PROBE = 1024  # entries that are looked at before a whole gradient is searched for one that is not zero
+
 CLIP_EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_, so that density 1 clips to the same digits
 
 
@@ -53,6 +55,8 @@ class Step:
     """Which owner sums what; kept between the steps of an "owner" exchange."""
     nodes: NodeGroups | None = None
     """Groups of a two-level exchange, whose gradients come averaged over the ranks of each node."""
+    shards: dist.ProcessGroup | None = None
+    """The ranks that hold the other shards of the parameters: a step is finite, and a norm is known, on all of them."""
     may_skip_parameters: bool = False
     """Parameters may be unused on all ranks; those keep their momentum untouched, as their optimizer would."""
 
@@ -113,7 +117,7 @@ def reduce_sparse(
 
     # In slot order: the order of the buckets changes when DDP rebuilds them, and with it the rounding of the norm.
     ordered = [gradients[slot.name] for slot in memory.slots]
-    scale = _local_clip_factor(ordered, step.loss_scale, config.clip_norm, num_senders) / step.loss_scale
+    scale = _local_clip_factor(ordered, step, config.clip_norm, num_senders) / step.loss_scale
     _enter_sparse(memory, gradients, step)
     positions, masked = _accumulate_and_select(memory, gradients, step, config, scale, used)
     values = memory.residual[positions]
@@ -166,17 +170,33 @@ def _agree(
     slots = memory.slots
     flags = [not is_finite]
     if step.may_skip_parameters:
-        flags += [bool(gradients[slot.name].count_nonzero()) for slot in slots]
+        flags += [is_used(gradients[slot.name]) for slot in slots]
     device = memory.residual.device
     agreed = torch.tensor(flags, dtype=torch.uint8, device=device)
     dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=group)
+    if step.shards is not None:
+        dist.all_reduce(agreed[:1], op=dist.ReduceOp.MAX, group=step.shards)
     answer = [bool(flag) for flag in agreed.tolist()]
     return not answer[0], answer[1:] or [True] * len(slots)
 
 
-def _local_clip_factor(
-    gradients: Sequence[Tensor], loss_scale: float, clip_norm: float | None, num_senders: int
-) -> float:
+def is_used(gradient: Tensor) -> bool:
+    """Whether a flat gradient has any entry but zeros; those of a layer that was used show it at once."""
+    return bool(gradient[:PROBE].any()) or bool(gradient[PROBE:].any())
+
+
+def gradient_norm(gradients: Sequence[Tensor], step: Step, device: torch.device) -> Tensor:
+    """Norm of all tensors together, those of the other shards included: fp32, 0-dimensional; collective over shards."""
+    norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients if g.numel()]
+    norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), device=device)
+    if step.shards is not None:
+        norm.square_()
+        dist.all_reduce(norm, group=step.shards)
+        norm.sqrt_()
+    return norm
+
+
+def _local_clip_factor(gradients: Sequence[Tensor], step: Step, clip_norm: float | None, num_senders: int) -> float:
     """Factor that clips the local gradient, all tensors together, before it is accumulated (paper, section 3.2).
 
     The paper's threshold for the local share g_k / N of the gradient is N^(-1/2) of the global one: independent
@@ -185,8 +205,7 @@ def _local_clip_factor(
     """
     if clip_norm is None:
         return 1.0
-    norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients if g.numel()]
-    norm = float(torch.linalg.vector_norm(torch.stack(norms))) / loss_scale
+    norm = float(gradient_norm(gradients, step, gradients[0].device)) / step.loss_scale
     return min(1.0, clip_norm * math.sqrt(num_senders) / (norm + CLIP_EPSILON))
 
 
@@ -230,7 +249,7 @@ def _accumulate_and_select(
             gradients[slot.name],
             momentum,
             residual,
-            parameter=slot.flat_parameter if slot.settings.weight_decay and not step.is_additional else None,
+            parameter=decayed_parameter(slot, gradients[slot.name], step),
             gradient_scale=scale,
             momentum_factor=slot.settings.momentum,
             nesterov=slot.settings.nesterov,
@@ -247,6 +266,14 @@ def _accumulate_and_select(
         if k <= MASKING_MAX_DENSITY * slot.numel:
             masked.append(chosen[-1])
     return _concatenate(chosen, memory), _concatenate(masked, memory)
+
+
+def decayed_parameter(slot: Slot, gradient: Tensor, step: Step) -> Tensor | None:
+    """The flat parameter, in a dtype that kernels take with this gradient, or None where nothing decays."""
+    if not slot.settings.weight_decay or step.is_additional:
+        return None
+    flat = slot.flat_parameter
+    return flat if flat.dtype in (torch.float32, gradient.dtype) else flat.to(gradient.dtype)
 
 
 def _seed(*parts: int) -> int:
@@ -321,7 +348,7 @@ def apply_momentum(memory: GradientMemory, slot: Slot, gradient: Tensor, step: S
     kernels.update_dense(
         gradient,
         memory.momentum_of(slot),
-        parameter=slot.flat_parameter if settings.weight_decay and not step.is_additional else None,
+        parameter=decayed_parameter(slot, gradient, step),
         gradient_scale=gradient_scale,
         output_scale=step.loss_scale,
         momentum_factor=settings.momentum,

@@ -11,7 +11,7 @@ from torch import Tensor
 from dgcomp import kernels
 from dgcomp.config import DGCConfig
 from dgcomp.memory import GradientMemory
-from dgcomp.reduce import CLIP_EPSILON, Report, Step, apply_momentum
+from dgcomp.reduce import CLIP_EPSILON, Report, Step, apply_momentum, gradient_norm, is_used
 from dgcomp.telemetry import Stopwatch
 
 
@@ -44,7 +44,7 @@ def start_dense(
     """
     slots = [slot for slot in memory.slots if slot.name in gradients]
     for slot in slots:
-        if slot.parameter.dim() < 2 or memory.residual_in_gradient:
+        if slot.local.dim() < 2 or memory.residual_in_gradient:
             gradients[slot.name].add_(memory.residual_of(slot), alpha=step.loss_scale)
     wire = buffer
     if step.exchange == "dense_bf16" and buffer.dtype == torch.float32:
@@ -72,7 +72,7 @@ def finish_dense(
     sent = sum(part.wire.numel() * part.wire.element_size() for part in parts)
     share = memory.sparse_numel / max(1, memory.sparse_numel + memory.leftover_numel)
     report = Report(
-        is_finite=all(kernels.is_finite(part.wire) for part in parts),
+        is_finite=_all_finite(parts, step, memory.residual.device),
         sent_entries=memory.sparse_numel,
         sparse_bytes_sent=round(sent * share),
         leftover_bytes_sent=sent - round(sent * share),
@@ -87,13 +87,12 @@ def finish_dense(
     undelivered = _leave_sparse(memory, step, group)
     _keep_rounding_errors(memory, parts, step)
     gradients = {name: gradient for part in parts for name, gradient in part.gradients.items()}
-    scale = _mean_clip_factor(
-        [gradients[slot.name] for slot in memory.slots], step.loss_scale * world_size, config.clip_norm, group
-    )
-    scale /= step.loss_scale * world_size
+    divisor = step.loss_scale * world_size
+    scale = _mean_clip_factor([gradients[slot.name] for slot in memory.slots], divisor, config.clip_norm, step, group)
+    scale /= divisor
     for slot in memory.slots:
         gradient = gradients[slot.name]
-        if step.may_skip_parameters and not gradient.count_nonzero():
+        if step.may_skip_parameters and not is_used(gradient):
             continue
         apply_momentum(memory, slot, gradient, step, gradient_scale=scale)
     if undelivered is not None:
@@ -101,6 +100,16 @@ def finish_dense(
             gradients[slot.name].add_(slot.view(undelivered), alpha=step.loss_scale)
     watch.lap("apply")
     return report
+
+
+def _all_finite(parts: list[DensePart], step: Step, device: torch.device) -> bool:
+    """Whether the sums are finite; all ranks of the group have the same sums, those of other shards are asked."""
+    is_finite = all(kernels.is_finite(part.wire) for part in parts)
+    if step.shards is None:
+        return is_finite
+    agreed = torch.tensor([is_finite], dtype=torch.uint8, device=device)
+    dist.all_reduce(agreed, op=dist.ReduceOp.MIN, group=step.shards)
+    return bool(agreed)
 
 
 def _leave_sparse(memory: GradientMemory, step: Step, group: dist.ProcessGroup | None) -> Tensor | None:
@@ -137,13 +146,16 @@ def _keep_rounding_errors(memory: GradientMemory, parts: list[DensePart], step: 
 
 
 def _mean_clip_factor(
-    gradients: Sequence[Tensor], divisor: float, clip_norm: float | None, group: dist.ProcessGroup | None
+    gradients: Sequence[Tensor],
+    divisor: float,
+    clip_norm: float | None,
+    step: Step,
+    group: dist.ProcessGroup | None,
 ) -> float:
     """Factor of torch.nn.utils.clip_grad_norm_ on the mean gradient, which every rank holds."""
     if clip_norm is None:
         return 1.0
-    norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients if g.numel()]
-    norm = torch.linalg.vector_norm(torch.stack(norms)) / divisor
+    norm = gradient_norm(gradients, step, gradients[0].device) / divisor
     # Processors of different make may sum in different order; the replicas must not.
     dist.all_reduce(norm, op=dist.ReduceOp.MAX, group=group)
     return min(1.0, clip_norm / (float(norm) + CLIP_EPSILON))

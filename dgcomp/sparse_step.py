@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dgcomp.memory import flat_view
 
@@ -30,7 +30,7 @@ class _Delivery:
     gradient: Tensor
     version: int
 
-    def is_untouched(self, parameter: nn.Parameter) -> bool:
+    def is_untouched(self, parameter: Tensor) -> bool:
         gradient = parameter.grad
         if gradient is None or gradient.data_ptr() != self.gradient.data_ptr() or gradient._version != self.version:
             return False
@@ -45,14 +45,14 @@ class SparseStep:
 
     def __init__(self, optimizer: torch.optim.SGD):
         self._optimizer = optimizer
-        self._deliveries: dict[nn.Parameter, _Delivery] = {}
-        self._hidden: dict[nn.Parameter, Tensor] = {}
+        self._deliveries: dict[Tensor, _Delivery] = {}
+        self._hidden: dict[Tensor, Tensor] = {}
         self._handles = [
             optimizer.register_step_pre_hook(self._before_update),
             optimizer.register_step_post_hook(self._after_update),
         ]
 
-    def expect(self, positions: Mapping[nn.Parameter, Tensor]) -> None:
+    def expect(self, positions: Mapping[Tensor, Tensor]) -> None:
         """Announce, from inside a backward pass, where the coming gradients will not be zero (flat, by parameter)."""
         self._deliveries = {}
         engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
@@ -64,7 +64,7 @@ class SparseStep:
         for handle in self._handles:
             handle.remove()
 
-    def _note(self, positions: Mapping[nn.Parameter, Tensor]) -> None:
+    def _note(self, positions: Mapping[Tensor, Tensor]) -> None:
         for parameter, where in positions.items():
             gradient = parameter.grad
             if gradient is not None and gradient.stride() == parameter.stride():

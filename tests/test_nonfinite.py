@@ -12,7 +12,14 @@ from tests.training import SmallNet, batch, ddp, same_on_all_ranks, values
 STEPS, BAD_STEP = 30, 20
 
 
-def _train(config: dgcomp.DGCConfig, *, has_bad_step: bool, adam: bool = False, bad_value: float = float("inf")):
+def _train(
+    config: dgcomp.DGCConfig,
+    *,
+    has_bad_step: bool,
+    adam: bool = False,
+    closure: bool = False,
+    bad_value: float = float("inf"),
+):
     model = ddp(SmallNet())
     optimizer = (
         torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -27,9 +34,18 @@ def _train(config: dgcomp.DGCConfig, *, has_bad_step: bool, adam: bool = False, 
         x, y = batch(step, rank)
         if step == BAD_STEP and rank == 1:
             x = torch.full_like(x, bad_value)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
+
+        def backward(x=x, y=y):
+            loss = nn.functional.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            return loss
+
+        if closure:
+            optimizer.step(backward)
+        else:
+            backward()
+            optimizer.step()
     return model, state
 
 
@@ -41,12 +57,13 @@ CASES = {
     "dense bf16": (dgcomp.DGCConfig(density=0.02, exchange="dense_bf16"), False),
     "error feedback": (dgcomp.DGCConfig(density=0.02), True),
 }
+CLOSURE = {"error feedback, closure": (dgcomp.DGCConfig(density=0.02), True)}
 
 
 def _as_if_it_had_not_been(rank: int) -> None:
-    for case, (config, adam) in CASES.items():
-        with_it, state = _train(config, has_bad_step=True, adam=adam)
-        without, other = _train(config, has_bad_step=False, adam=adam)
+    for case, (config, adam) in (CASES | CLOSURE).items():
+        with_it, state = _train(config, has_bad_step=True, adam=adam, closure=case in CLOSURE)
+        without, other = _train(config, has_bad_step=False, adam=adam, closure=case in CLOSURE)
         assert torch.equal(values(with_it), values(without)), case
         assert torch.equal(state.memory.residual, other.memory.residual), case
         assert state.stats()["nonfinite_steps"] == 1, case

@@ -109,6 +109,39 @@ def _accumulation(rank: int) -> None:
             assert state.step == STEPS
 
 
+def _zero_after_forward(model: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
+    for step in range(STEPS):
+        x, y = batch(step, dist.get_rank())
+        loss = nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()  # here .grad still holds the update of the last step
+        loss.backward()
+        optimizer.step()
+
+
+def _closures(model: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
+    for step in range(STEPS):
+        x, y = batch(step, dist.get_rank())
+
+        def closure(x=x, y=y):
+            loss = nn.functional.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+
+
+def _orders_of_calls(rank: int) -> None:
+    """Loops that zero the gradients between forward and backward, or hand the optimizer a closure (Lightning)."""
+    for loop in (_zero_after_forward, _closures):
+        plain, compressed = ddp(SmallNet()), ddp(SmallNet())
+        plain_optimizer, optimizer = (_sgd(m, momentum=0.9, weight_decay=1e-3) for m in (plain, compressed))
+        dgcomp.attach(compressed, optimizer, DENSE)
+        loop(plain, plain_optimizer)
+        loop(compressed, optimizer)
+        _compare(loop.__name__, plain, compressed)
+
+
 def _unused_parameters(rank: int) -> None:
     """Branches that no rank uses keep their momentum and get no decay, as torch.optim.SGD leaves them alone."""
     plain, compressed = (ddp(BranchedNet(), find_unused_parameters=True) for _ in range(2))
@@ -167,6 +200,7 @@ def _frozen_and_late(rank: int) -> None:
 def _more(rank: int) -> None:
     _clipping(rank)
     _accumulation(rank)
+    _orders_of_calls(rank)
     _unused_parameters(rank)
     _static_graph_and_ties(rank)
     _frozen_and_late(rank)
