@@ -24,8 +24,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +32,10 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
 
 from benchmarks import faults  # noqa: E402
 from benchmarks.bandwidth import surroundings  # noqa: E402
-from dgcomp.kernels import is_finite  # noqa: E402
-from dgcomp.wire import decode_message, encode_message  # noqa: E402
+from benchmarks.forked import end_ranks, start_ranks, wait_for, warm_up  # noqa: E402
 from launch.options import CompressOptions, DataOptions, Options, RunOptions, TrainOptions  # noqa: E402
 from launch.train import train  # noqa: E402
 
@@ -47,7 +43,6 @@ RESULTS = Path(__file__).parent / "results"
 CHECKPOINT_INTERVAL = 3
 LONGEST_LIFE_S = 1.5
 """what a killing by the clock is drawn from, counted from the fork: start-up takes about half of it"""
-GRACE_S = 20.0
 
 
 def main() -> None:
@@ -76,7 +71,7 @@ def _parse() -> argparse.Namespace:
 
 def restart_often(restarts: int, ranks: int, seed: int, folder: Path) -> dict[str, Any]:
     """Kill and restart a run that keeps its checkpoints in `folder`, then compare it with an undisturbed one."""
-    _warm_up()
+    warm_up()
     drawn, start = random.Random(seed), time.monotonic()
     best_step, seen, lost, killed_at = -1, 0, 0, Counter[str]()
     while killed_at.total() < restarts:
@@ -91,7 +86,7 @@ def restart_often(restarts: int, ranks: int, seed: int, folder: Path) -> dict[st
             print(f"{killed_at.total()} lives, step {best_step}, {lost} checkpoints lost", flush=True)
     last = best_step + CHECKPOINT_INTERVAL
     for path in (folder, folder / "undisturbed"):
-        statuses = _wait(_start(path, ranks, functools.partial(_train, _options(path, last))))
+        statuses = wait_for(start_ranks(path, ranks, functools.partial(_train, _options(path, last))))
         if any(statuses):
             raise SystemExit(f"the run without faults ended with {statuses}:\n{(path / 'rank0.log').read_text()}")
     return {
@@ -120,14 +115,6 @@ def latest_step(folder: Path) -> int:
     return int(entry["step"])
 
 
-def _warm_up() -> None:
-    """Load what the ranks would load in every life; nothing here may start a thread, which a fork would lose."""
-    torch.set_num_threads(1)
-    torch.optim.SGD([torch.zeros(1)], 0.1)  # imports the compiler's modules
-    is_finite(torch.zeros(8))
-    decode_message(encode_message(torch.ones(2), torch.tensor([1, 3]), 8, "int4", dense=torch.ones(2)))
-
-
 def _live_and_die(folder: Path, ranks: int, place: str, drawn: random.Random) -> None:
     """One life: all ranks start from the latest checkpoint, and one of them, or all, are killed."""
     alone = [0] if place in ("latest", "saved") else range(ranks)  # latest.json is written by rank 0
@@ -140,26 +127,13 @@ def _live_and_die(folder: Path, ranks: int, place: str, drawn: random.Random) ->
             faults.arm(place, call, faults.die)
         _train(_options(folder, max_steps=10**9), rank)
 
-    pids = _start(folder, ranks, live)
+    pids = start_ranks(folder, ranks, live)
     if place == "clock":
         time.sleep(delay_s)
         for rank in victims:
             os.kill(pids[rank], signal.SIGKILL)
     os.waitpid(pids.pop(victims[0]), 0)
-    _end(pids)
-
-
-def _end(pids: list[int]) -> None:
-    """What torchrun does to the ranks that are left: SIGTERM, and SIGKILL if that is not enough."""
-    for pid in pids:
-        os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + GRACE_S
-    while pids and time.monotonic() < deadline:
-        pids = [pid for pid in pids if os.waitpid(pid, os.WNOHANG)[0] == 0]
-        time.sleep(0.01)
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+    end_ranks(pids)
 
 
 def _options(folder: Path, max_steps: int) -> Options:
@@ -173,43 +147,8 @@ def _options(folder: Path, max_steps: int) -> Options:
     )
 
 
-def _start(folder: Path, ranks: int, target: Callable[[int], None]) -> list[int]:
-    """Fork one process per rank that joins the others and calls `target(rank)`; their ids."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("store-*"):
-        old.unlink()
-    meeting = folder / f"store-{time.monotonic_ns()}"
-    pids = []
-    for rank in range(ranks):
-        pid = os.fork()
-        if pid == 0:
-            _be_rank(rank, ranks, meeting, folder / f"rank{rank}.log", target)
-        pids.append(pid)
-    return pids
-
-
-def _be_rank(rank: int, ranks: int, meeting: Path, log: Path, target: Callable[[int], None]) -> None:
-    status = 1
-    try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
-        target(rank)
-        status = 0
-    except BaseException as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    finally:
-        os._exit(status)  # a fork must not go on as its parent would
-
-
 def _train(options: Options, rank: int) -> None:
     train(options, torch.device("cpu"))
-
-
-def _wait(pids: list[int]) -> list[int]:
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
 def _weights(folder: Path, step: int) -> str:

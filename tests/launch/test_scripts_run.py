@@ -22,7 +22,6 @@ from launch.stopping import STOPPED_STATUS
 from tests.launch.scripts import (
     LAUNCH,
     ROOT,
-    STEPS,
     TIMEOUT_S,
     check_result,
     environment,
