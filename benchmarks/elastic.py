@@ -5,7 +5,7 @@
 
 ResNet-8 on 2,048 images of Fashion-MNIST, 6 epochs, global batch 64, DGC at 1 %. The elastic run ends after a third and
 after two thirds of its steps and goes on from the checkpoint with another number of ranks: each new rank starts from
-the mean of the residuals, and the global batches stay the same. The final loss is the mean cross-entropy over 2,000 test
+the mean of the residuals, and the global batches stay the same. The final loss is the cross-entropy over 2,000 test
 images. The claim: it lies within the spread of undisturbed runs on 4 ranks with other seeds.
 
 How torchrun gets from one number of ranks to another is tested in tests/faults; here ranks are forked, which is cheap.

@@ -13,6 +13,7 @@ NODES="${NODES:-1}"                           # how many, or MIN:MAX: nodes may 
 RANKS_PER_NODE="${RANKS_PER_NODE:-2}"         # GPUs of a node, or processes on its CPU
 RUN_ID="${RUN_ID:-dgcomp}"                    # another one for each run that shares a rendezvous
 MAX_RESTARTS="${MAX_RESTARTS:-3}"             # joining nodes do not count
+LAST_CALL_SECONDS="${LAST_CALL_SECONDS:-30}" # with MIN:MAX nodes: how long MIN wait for more before they start
 CHECKPOINTS="${CHECKPOINTS:-runs/$RUN_ID}"    # on a disk that all nodes see; else each keeps its own ranks' files
 ADDRESS="${ADDRESS:-}"                        # this node's address, if its host name does not lead the others to it
 PYTHON="${PYTHON:-python3}"                   # of the environment that dgcomp is installed in
@@ -21,13 +22,13 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-place=()
+place=() conf="last_call_timeout=$LAST_CALL_SECONDS"
 if [[ -n "$ADDRESS" ]]; then
-  keeps_store=false
-  if [[ "${RENDEZVOUS%:*}" == "$ADDRESS" ]]; then keeps_store=true; fi
-  place=(--local-addr "$ADDRESS" --rdzv-conf "is_host=$keeps_store")
+  place=(--local-addr "$ADDRESS")
+  # torchrun would compare host names to find out which node keeps the store
+  if [[ "${RENDEZVOUS%:*}" == "$ADDRESS" ]]; then conf+=",is_host=true"; else conf+=",is_host=false"; fi
 fi
 exec "$PYTHON" -m torch.distributed.run \
   --nnodes "$NODES" --nproc-per-node "$RANKS_PER_NODE" --max-restarts "$MAX_RESTARTS" \
-  --rdzv-backend c10d --rdzv-endpoint "$RENDEZVOUS" --rdzv-id "$RUN_ID" "${place[@]}" \
+  --rdzv-backend c10d --rdzv-endpoint "$RENDEZVOUS" --rdzv-id "$RUN_ID" --rdzv-conf "$conf" "${place[@]}" \
   launch/train.py --checkpoint-folder "$CHECKPOINTS" --resume "$@"
