@@ -60,6 +60,37 @@ def test_torchrun_two_nodes_on_loopback(tmp_path: Path) -> None:
 
 
 @pytest.mark.optional
+@pytest.mark.parametrize("name", ["kubernetes/pytorchjob.yaml", "kubernetes/job.yaml"])
+def test_commands_of_the_kubernetes_manifests(name: str, tmp_path: Path) -> None:
+    """Two processes run what two pods would, with the variables that Kubernetes or Kubeflow's operator gives them."""
+    yaml = pytest.importorskip("yaml", reason="reading manifests needs PyYAML")
+    document = list(yaml.safe_load_all((LAUNCH / name).read_text()))[-1]
+    spec = document["spec"].get("pytorchReplicaSpecs", {}).get("Worker", document["spec"])
+    (container,) = spec["template"]["spec"]["containers"]
+    port, pods = str(free_port()), []
+    for index in range(2):
+        # training-operator v1, pkg/controller.v1/pytorch/elastic.go; min and max are the test's, which has two pods
+        operator = {
+            "PET_RDZV_BACKEND": "c10d",
+            "PET_RDZV_ENDPOINT": f"localhost:{port}",
+            "PET_RDZV_ID": "job",
+            "PET_NNODES": "2:2",
+            "PET_NPROC_PER_NODE": "1",
+            "PET_MAX_RESTARTS": "10",
+        }
+        settings = operator if document["kind"] == "PyTorchJob" else {}
+        words = [*container["command"], *container["args"], *options(tmp_path / "result.json")]
+        replaced = {"$(JOB_COMPLETION_INDEX)": str(index), "=/checkpoints": f"={tmp_path}", ":29400": f":{port}"}
+        replaced |= {f"dgcomp-train-{pod}.dgcomp-train": "localhost" for pod in range(2)}
+        for old, new in replaced.items():
+            words = [word.replace(old, new) for word in words]
+        settings |= {variable["name"]: variable["value"] for variable in container["env"]}
+        pods.append(subprocess.Popen(words, cwd=ROOT, env=environment(**settings)))
+    assert [pod.wait(TIMEOUT_S) for pod in pods] == [0, 0]
+    check_result(tmp_path / "result.json", ranks=2)
+
+
+@pytest.mark.optional
 def test_mpirun_and_its_signal(tmp_path: Path) -> None:
     """SIGUSR1 to mpirun reaches the ranks: they stop with a checkpoint, and the next call goes on from it."""
     _needs("mpirun", "Debian: openmpi-bin")
