@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 pytest.importorskip("tyro", reason="launch/train.py reads its options with tyro")
 
 from launch.stopping import STOPPED_STATUS
+from tests.faults.runs import saved_step, wait_until
 from tests.launch.scripts import (
     LAUNCH,
     ROOT,
@@ -38,15 +38,6 @@ def _needs(program: str, package: str) -> str:
     if path is None:
         pytest.skip(f"{program} is not installed ({package})")
     return path
-
-
-def _wait_for_step(folder: Path, process: "subprocess.Popen[str]") -> None:
-    """Return when a run has saved its first checkpoint."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not (folder / "latest.json").exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_torchrun_two_nodes_on_loopback(tmp_path: Path) -> None:
@@ -103,7 +94,7 @@ def test_mpirun_and_its_signal(tmp_path: Path) -> None:
     endless = [*options(tmp_path / "stopped.json", steps=10**6), "--checkpoint-interval", "4"]
     command = ["bash", str(LAUNCH / "mpi/train.sh"), *endless]
     process = subprocess.Popen(command, env=environment(**settings), stdout=subprocess.PIPE, text=True)
-    _wait_for_step(tmp_path, process)
+    wait_until(lambda: saved_step(tmp_path) > 0, "the first checkpoint")
     process.send_signal(signal.SIGUSR1)
     output, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == STOPPED_STATUS, output
@@ -258,7 +249,7 @@ def _slurm(folder: Path) -> Iterator[dict[str, str]]:
             output = (folder / f"{command[0]}.out").open("a")
             daemons.append(subprocess.Popen(command, env=surroundings, stdout=output, stderr=output))
             output.close()
-        _wait_until(lambda: _says(["sinfo", "-h", "-o", "%t"], surroundings) == "idle", "the nodes are idle")
+        wait_until(lambda: _says(["sinfo", "-h", "-o", "%t"], surroundings) == "idle", "the nodes are idle")
         yield surroundings
     finally:
         for daemon in reversed(daemons):
@@ -271,25 +262,11 @@ def _says(command: list[str], surroundings: dict[str, str]) -> str:
     return subprocess.run(command, env=surroundings, capture_output=True, text=True).stdout.strip()
 
 
-def _wait_until(condition: "object", what: str) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, f"not in time: {what}"
-        time.sleep(0.2)
-
-
 @pytest.mark.optional
 def test_slurm_requeues_what_it_stopped(tmp_path: Path) -> None:
     """Two nodes of one task: SIGUSR1 to the ranks saves and requeues the job, which goes on to its end."""
-    folder = Path("/tmp") / f"dgcomp-slurm-{os.getpid()}"  # munge wants no folder above it that others may write to
-    folder = tmp_path if not tmp_path.as_posix().startswith("/tmp") else folder
-    folder.mkdir(exist_ok=True)
-    try:
-        with _slurm(folder) as surroundings:
-            _check_requeue(tmp_path, surroundings)
-    finally:
-        if folder != tmp_path:
-            shutil.rmtree(folder)
+    with _slurm(tmp_path / "slurm") as surroundings:
+        _check_requeue(tmp_path, surroundings)
 
 
 def _check_requeue(folder: Path, surroundings: dict[str, str]) -> None:
@@ -300,12 +277,12 @@ def _check_requeue(folder: Path, surroundings: dict[str, str]) -> None:
     submitted = subprocess.run([*batch, *run_options], cwd=ROOT, env=surroundings, capture_output=True, text=True)
     assert submitted.returncode == 0, submitted.stderr
     job = submitted.stdout.strip()
-    _wait_until((checkpoints / "latest.json").exists, "the first checkpoint")
+    wait_until((checkpoints / "latest.json").exists, "the first checkpoint")
     # what Slurm does three minutes before the time limit
     subprocess.run(["scancel", "--signal=USR1", job], env=surroundings, check=True)
-    _wait_until(lambda: "stopped after step" in log.read_text(), "the ranks have stopped")
-    _wait_until((folder / "result.json").exists, f"the requeued job is through\n{log.read_text()}")
-    _wait_until(lambda: _says(["squeue", "-h", "-j", job, "-o", "%T"], surroundings) in ("", "COMPLETED"), "the end")
+    wait_until(lambda: "stopped after step" in log.read_text(), "the ranks have stopped")
+    wait_until((folder / "result.json").exists, f"the requeued job is through\n{log.read_text()}")
+    wait_until(lambda: _says(["squeue", "-h", "-j", job, "-o", "%T"], surroundings) in ("", "COMPLETED"), "the end")
     text = log.read_text()
     stopped = re.search(r"stopped after step (\d+)", text)
     assert stopped
