@@ -114,9 +114,13 @@ class RunOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one (nccl), else cpu (gloo); not run on a GPU yet"""
     checkpoint_folder: Path | None = None
-    """save a checkpoint here after every epoch and on SIGINT or SIGTERM"""
+    """save a checkpoint here after every epoch and on SIGINT, SIGTERM or SIGUSR1"""
+    checkpoint_interval: int | None = None
+    """save one after every so many steps as well"""
     resume: bool = False
     """go on from the checkpoint in --checkpoint-folder, with any number of ranks; starts fresh if there is none"""
+    timeout_seconds: float = 1800
+    """give up on a rank that has not answered for this long"""
     log_folder: Path | None = None
     """write TensorBoard events and steps.csv here"""
     log_interval: int = 50
@@ -176,6 +180,8 @@ def _check_ranges(options: Options) -> None:
         "clip-norm": train.clip_norm,
         "powersgd-rank": compress.powersgd_rank,
         "log-interval": options.run.log_interval,
+        "checkpoint-interval": options.run.checkpoint_interval,
+        "timeout-seconds": options.run.timeout_seconds,
         "hardware-every": options.run.hardware_every,
     }
     for name, value in positive.items():

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,11 @@ if __name__ == "__main__":
 from launch.checkpoint import load_checkpoint, save_checkpoint
 from launch.compression import Exchange, build_exchange
 from launch.logs import Logs
+from launch.messages import gather_texts
 from launch.meter import Meter
 from launch.options import Options, UsageError, parse_options
 from launch.report import render, summarize, write_json
-from launch.stopping import StopRequest
+from launch.stopping import STOPPED_STATUS, StopRequest, stop_with_launcher
 from launch.tasks import Part, Task, build_task, seed_of
 
 if TYPE_CHECKING:
@@ -37,21 +39,27 @@ __all__ = ["learning_rate_factor", "main", "train"]
 
 
 def main() -> None:
-    """Parse the command line, join the other ranks, train; a user's error ends every rank with one sentence."""
+    """Parse the command line, join the other ranks, train; a user's error ends every rank with one sentence.
+
+    Exit status 2 after such an error, STOPPED_STATUS if the run was asked to stop before its end.
+    """
+    stop_with_launcher()
     is_first = int(os.environ.get("RANK", 0)) == 0
     options = parse_options(quiet=not is_first)
     # several ranks share the cores: torch's default of one thread per core in each would fight over them
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-    complaint = None
+    complaint, is_finished = None, False
     with _process_group(options) as device:
         try:
-            train(options, device)
+            is_finished = train(options, device)["finished"]
         except UsageError as error:
             complaint = str(error)  # and not the error, whose traceback would keep the DDP model alive
     if complaint is not None:
         if is_first:
             print(f"train.py: {complaint}", file=sys.stderr, flush=True)
         raise SystemExit(2)
+    if not is_finished:
+        raise SystemExit(STOPPED_STATUS)
 
 
 @contextmanager
@@ -63,7 +71,7 @@ def _process_group(options: Options) -> Iterator[torch.device]:
         torch.cuda.set_device(device)
     backend = "nccl" if use_cuda else "gloo"
     if "RANK" in os.environ:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timedelta(seconds=options.run.timeout_seconds))
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
@@ -93,14 +101,16 @@ def train(options: Options, device: torch.device) -> dict[str, Any]:
         while run.step < end and not is_stopped:
             is_stopped = _train_epoch(run, end, stop, logs, hardware)
             is_whole = run.step % run.task.steps_per_epoch == 0
-            if not is_stopped and (is_whole or run.step == end):
+            if is_whole or run.step == end:
                 run.history.append(_evaluate(run))
                 logs.say(_epoch_line(run, is_whole))
-            if options.run.checkpoint_folder is not None:
-                _save(run, options.run.checkpoint_folder)
+            complaint = _save(run, logs)
+            is_stopped = is_stopped or (run.step < end and stop.agreed(run.step))
+        if is_stopped and complaint:
+            raise UsageError(complaint)
         if is_stopped:
             logs.say(f"stopped after step {run.step}; go on with --resume")
-        result = _result(run)
+        result = {**_result(run), "finished": not is_stopped}
         if hardware is not None and hardware.reports:
             logs.say(hardware.table(layers=False))
         if not is_stopped:
@@ -139,12 +149,14 @@ def _prepare(options: Options, device: torch.device) -> _Run:
     folder = options.run.checkpoint_folder
     found = load_checkpoint(folder) if options.run.resume and folder is not None else None
     if found is not None:
-        shared, own, is_same_size = found
+        shared, own, is_own, remark = found
+        if remark and dist.get_rank() == 0:
+            print(f"train.py: {remark}", file=sys.stderr, flush=True)
         _check_fits(shared["made_by"], _made_by(options, task))
         task.model.load_state_dict(shared["model"])
         task.optimizer.load_state_dict(shared["optimizer"])
-        exchange.load_state_dict(own["exchange"])
-        if is_same_size:
+        exchange.load_state_dict(own["exchange"])  # the means in it, unless all ranks bring their own
+        if is_own:
             task.load_state_dict(own["task"])
         step, history, totals = shared["step"], shared["history"], shared["totals"]
     return _Run(options, task, exchange, clip_norm, Meter(exchange, totals, step), step, history)
@@ -161,10 +173,9 @@ def _build_together(options: Options, device: torch.device) -> Task:
                 _check_batch_size(task.batch_size, options.train.accumulate)
             except UsageError as problem:
                 error = str(problem)
-        errors = [""] * dist.get_world_size()
-        dist.all_gather_object(errors, error)
-        if any(errors):
-            raise UsageError(next(filter(None, errors)))
+        errors = list(filter(None, gather_texts(error)))
+        if errors:
+            raise UsageError(errors[0])
     assert task is not None  # no rank had an error
     return task
 
@@ -188,7 +199,7 @@ def _hardware_profile(options: Options, run: "_Run") -> "Profile | None":
 
 def _train_epoch(run: _Run, end: int, stop: StopRequest, logs: Logs, hardware: "Profile | None") -> bool:
     """Train to the end of the epoch or to step `end`; True if the ranks agreed to stop before."""
-    steps_per_epoch = run.task.steps_per_epoch
+    steps_per_epoch, interval = run.task.steps_per_epoch, run.options.run.checkpoint_interval
     epoch = run.step // steps_per_epoch
     steps = range(run.step, min(end, (epoch + 1) * steps_per_epoch))
     run.task.model.train()
@@ -199,8 +210,12 @@ def _train_epoch(run: _Run, end: int, stop: StopRequest, logs: Logs, hardware: "
             logs.say(hardware.summary())
         if logs.is_due(run.step):
             logs.write(run.step, {"loss": loss, "learning_rate": learning_rate, **run.exchange.stats()})
+        if run.step == steps.stop:
+            break  # evaluation and a checkpoint come next, whoever wants to stop
         if stop.agreed(run.step):
             return True
+        if interval is not None and run.step % interval == 0:
+            _save(run, logs)
     return False
 
 
@@ -291,7 +306,11 @@ def _check_fits(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
             )
 
 
-def _save(run: _Run, folder: Path) -> None:
+def _save(run: _Run, logs: Logs) -> str:
+    """Save a checkpoint if there is to be one; a disk that takes none is said, not fatal, and said to the caller."""
+    folder = run.options.run.checkpoint_folder
+    if folder is None:
+        return ""
     shared = {
         "made_by": _made_by(run.options, run.task),
         "model": run.task.model.state_dict(),
@@ -301,7 +320,12 @@ def _save(run: _Run, folder: Path) -> None:
         "totals": run.meter.totals(),
     }
     own = {"exchange": run.exchange.state_dict(), "task": run.task.state_dict()}
-    save_checkpoint(folder, run.step, shared, own)
+    try:
+        save_checkpoint(folder, run.step, shared, own)
+    except UsageError as error:
+        logs.say(f"warning: {error}")
+        return str(error)
+    return ""
 
 
 def _result(run: _Run) -> dict[str, Any]:
