@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.quant_accuracy import ResNet
+from benchmarks.quant_tasks.pretrained_models import ResNet
 from dgcomp import quant
 
 RESULTS = Path(__file__).parent / "results" / "quantization.json"

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from dgcomp.quant.cache import WeightCache
 from dgcomp.quant.operators import LINEAR, Layout, quantize_activation, quantize_weight, quantized_call
 from dgcomp.quant.packed import can_pack, packed_relu
-from dgcomp.quant.recipe import Recipe, layer_recipes, parse_notation, quantizable_layers
+from dgcomp.quant.recipe import Recipe, layer_recipes, named_layers, parse_notation
 
 __all__ = ["autocast", "current_recipe", "disabled"]
 
@@ -226,7 +226,7 @@ def _leave(token: "tuple[_Scope | None, _MatmulMode | None]") -> None:
 
 def name_weights(model: nn.Module) -> None:
     """Tell every weight the name of its layer: functions see the weight only."""
-    for name, module in quantizable_layers(model).items():
+    for name, module in named_layers(model).items():
         for weight in (getattr(module, "weight", None), getattr(module, "in_proj_weight", None)):
             if isinstance(weight, Tensor):
                 weight._dgcomp_layer = name  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from dgcomp.quant.estimators import Estimator
 from dgcomp.quant.octav import Grid, code_range
 from dgcomp.quant.vector import Rounding
 
-__all__ = ["Method", "Recipe", "layer_recipes", "parse_notation", "quantizable_layers"]
+__all__ = ["Method", "Recipe", "layer_recipes", "named_layers", "parse_notation", "quantizable_layers"]
 
 Method = Literal["octav", "max"]
 
@@ -113,6 +113,12 @@ def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
+def named_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The quantizable layers and the embeddings, whose table an output layer may share: what a rule can name."""
+    kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.Embedding)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
 def layer_recipes(
     model: nn.Module, recipe: Recipe, first_last: int | None, rules: "dict[str, str | int | None | Recipe]"
 ) -> dict[str, Recipe]:
@@ -120,12 +126,13 @@ def layer_recipes(
 
     A rule is a shell pattern on the module's name; its value a notation, a number of bits for both operands, a
     `Recipe`, or None for floating point. Later rules win over earlier ones, and rules over the first/last default.
+    An embedding counts as neither first nor last; a rule with its name also governs the output layer that shares it.
     Raises ValueError for a rule that matches no layer.
     """
-    names = list(quantizable_layers(model))
+    layers, names = list(quantizable_layers(model)), list(named_layers(model))
     chosen: dict[str, Recipe] = {}
-    if first_last is not None and names:
-        for name in (names[0], names[-1]):
+    if first_last is not None and layers:
+        for name in (layers[0], layers[-1]):
             chosen[name] = _with_bits(recipe, first_last)
     for pattern, rule in rules.items():
         matched = [name for name in names if fnmatchcase(name, pattern)]
