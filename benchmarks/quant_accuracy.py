@@ -16,6 +16,7 @@ CIFAR-10 (JPEG) is a lossy copy: its figures stand beside each other, not beside
 import argparse
 import fcntl
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -104,13 +105,18 @@ def load() -> list[Row]:
 
 
 def save(row: Row) -> None:
-    """Append a row and render the tables again; other processes wait for their turn."""
+    """Append a row and render the tables again; other processes wait for their turn, and readers see a whole file."""
     RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = os.open(RESULTS.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
         rows = [*load(), row]
-        RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+        partial = RESULTS.with_suffix(".partial")
+        partial.write_text(json.dumps(rows, indent=1) + "\n")
+        os.replace(partial, RESULTS)
         render(rows)
+    finally:
+        os.close(folder)
 
 
 def render(rows: list[Row]) -> None:
