@@ -103,6 +103,8 @@ class TrainOptions:
     """clip the gradient's norm (default: lstm 0.25, gpt 1, images none); dgc: each rank at sqrt(ranks) times it"""
     amp: Literal["none", "bf16"] = "none"
     """bf16: autocast of forward and loss"""
+    quant: str | None = None
+    """train and test in low precision: weight/activation bits 4/4, scales per vector 4/8/6/10 (docs/quantization.md)"""
     seed: int = 0
     """same seed, options and number of ranks: same run, bit for bit"""
 
@@ -194,6 +196,8 @@ def _check_ranges(options: Options) -> None:
         raise UsageError(f"--density must be in (0, 1], got {compress.density}: 0.001 sends 0.1 %")
     if options.run.hardware is not None:
         _check_hardware(options.run.hardware)
+    if train.quant is not None:
+        _check_quant(train.quant)
 
 
 def _check_hardware(text: str) -> None:
@@ -206,6 +210,16 @@ def _check_hardware(text: str) -> None:
         raise UsageError(f"--hardware: {error}") from None
     if all(isinstance(chip, Network) for chip in chips):
         raise UsageError(f"--hardware needs at least one chip beside networks, such as eie, got {text!r}")
+
+
+def _check_quant(text: str) -> None:
+    """Raise UsageError for a flag that `dgcomp.quant` does not understand, before any data is loaded."""
+    from dgcomp.quant import context_from_flag
+
+    try:
+        context_from_flag(text, model=None)
+    except ValueError as error:
+        raise UsageError(f"--quant: {error}") from None
 
 
 def parse_options(arguments: Sequence[str] | None = None, *, quiet: bool = False) -> Options:

@@ -37,6 +37,7 @@ def summarize(
         "model": options.model_name,
         "data": label,
         "compress": options.compress.compress,
+        "quant": options.train.quant,
         "ranks": ranks,
         "steps": steps,
         "metric": metric,
@@ -72,6 +73,8 @@ def render(result: dict[str, Any]) -> str:
         ("ranks, epochs, steps", f"{result['ranks']}, {options['train']['epochs']}, {result['steps']}"),
         (result["metric"], value),
     ]
+    if result["quant"] is not None:
+        rows.insert(2, ("quantization", f"{result['quant']}, in training and in the test"))
     for name, counted, kind, suffix in (
         ("bytes per step, matrices", steady, "steady_matrices", "_matrices"),
         ("bytes per step, everything", steady, "steady", ""),

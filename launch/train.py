@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -127,6 +127,7 @@ class _Run:
     options: Options
     task: Task
     exchange: Exchange
+    precision: AbstractContextManager[Any]
     clip_norm: float | None
     meter: Meter
     step: int
@@ -145,6 +146,7 @@ def _prepare(options: Options, device: torch.device) -> _Run:
     exchange = build_exchange(
         task.model, task.optimizer, options, steps_per_epoch=task.steps_per_epoch, clip_norm=clip_norm
     )
+    precision = _precision(options, task)
     step, history, totals = 0, [], {}
     folder = options.run.checkpoint_folder
     found = load_checkpoint(folder) if options.run.resume and folder is not None else None
@@ -159,7 +161,7 @@ def _prepare(options: Options, device: torch.device) -> _Run:
         if is_own:
             task.load_state_dict(own["task"])
         step, history, totals = shared["step"], shared["history"], shared["totals"]
-    return _Run(options, task, exchange, clip_norm, Meter(exchange, totals, step), step, history)
+    return _Run(options, task, exchange, precision, clip_norm, Meter(exchange, totals, step), step, history)
 
 
 def _build_together(options: Options, device: torch.device) -> Task:
@@ -178,6 +180,23 @@ def _build_together(options: Options, device: torch.device) -> Task:
             raise UsageError(errors[0])
     assert task is not None  # no rank had an error
     return task
+
+
+def _precision(options: Options, task: Task) -> AbstractContextManager[Any]:
+    """The context of --quant, to be entered around every forward pass."""
+    if options.train.quant is None:
+        return nullcontext()
+    from dgcomp.quant import context_from_flag  # replaces functions of torch: only for those who ask
+
+    if any(isinstance(module, torch.nn.RNNBase) for module in task.model.modules()):
+        raise UsageError(
+            f"--quant does not reach into --model {options.model_name}, which torch runs as one operation: "
+            "take --model gpt"
+        )
+    try:
+        return context_from_flag(options.train.quant, task.model)
+    except ValueError as error:
+        raise UsageError(f"--quant: {error}") from None
 
 
 def _check_batch_size(batch_size: int, accumulate: int) -> None:
@@ -241,7 +260,8 @@ def _train_step(run: _Run, step: int) -> tuple[float, float]:
             batch = task.batch(epoch, step_in_epoch, run.part(micro_batch))
         is_last = micro_batch == options.accumulate - 1
         with meter.phase("forward and backward"), nullcontext() if is_last else exchange.ddp.no_sync():
-            with torch.autocast(exchange.ddp.device.type, torch.bfloat16, enabled=options.amp == "bf16"):
+            bf16 = torch.autocast(exchange.ddp.device.type, torch.bfloat16, enabled=options.amp == "bf16")
+            with bf16, run.precision:
                 loss = task.loss(exchange.ddp, batch) / options.accumulate
             loss.backward()  # type: ignore[no-untyped-call]
             total_loss += loss.item()
@@ -271,7 +291,8 @@ def _evaluate(run: _Run) -> float:
     # DDP copies rank 0's batch statistics to the others before a forward pass, so after the last one they differ
     for buffer in run.task.model.buffers():
         dist.broadcast(buffer, src=0)
-    total = run.task.evaluate(Part(dist.get_rank(), dist.get_world_size())).to(run.exchange.ddp.device)
+    with run.precision:
+        total = run.task.evaluate(Part(dist.get_rank(), dist.get_world_size())).to(run.exchange.ddp.device)
     dist.all_reduce(total)
     value, count = total.tolist()
     return run.task.score(value / count)
@@ -294,14 +315,15 @@ def _made_by(options: Options, task: Task) -> dict[str, Any]:
         "data": task.label,
         "compress": options.compress.compress,
         "batch-size": task.batch_size,
+        "quant": options.train.quant,
     }
 
 
 def _check_fits(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     for name, value in wanted.items():
-        if saved[name] != value:
+        if saved.get(name) != value:  # checkpoints older than --quant do not name it
             raise UsageError(
-                f"the checkpoint was made with {name} {saved[name]}, not {value}: "
+                f"the checkpoint was made with {name} {saved.get(name)}, not {value}: "
                 "give the same options or another --checkpoint-folder"
             )
 

@@ -8,6 +8,7 @@ from dgcomp.quant.estimators import fake_quantize
 from dgcomp.quant.export import export_onnx
 from dgcomp.quant.flag import context_from_flag
 from dgcomp.quant.histogram import BitHistogram
+from dgcomp.quant.learned import learn_scales
 from dgcomp.quant.octav import code_range, octav_scale
 from dgcomp.quant.recipe import Recipe, parse_notation
 from dgcomp.quant.vector import QuantizedVectors, integer_matmul, load_vectors, per_vector, save_vectors
@@ -30,6 +31,7 @@ __all__ = [
     "fake_quantize",
     "integer_matmul",
     "invalidate",
+    "learn_scales",
     "load_vectors",
     "octav_scale",
     "parse_notation",

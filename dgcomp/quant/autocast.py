@@ -6,8 +6,8 @@ context only sets that scope. Why not a TorchFunctionMode, the obvious mechanism
 recompute without it, silently; under torch.compile they lose it already in forward; and it does not see inside
 multi-head attention. A checkpointed region captures the scope and enters it again when it recomputes.
 
-Activation-activation products (matmul, bmm, scaled_dot_product_attention) have no such function to replace safely;
-for them `matmul=True` adds a TorchFunctionMode, with its limits (see `autocast`).
+Activation-activation products (matmul, bmm) have no such function to replace safely; for them, and for the operations
+that `pack=True` treats in eager mode, a TorchFunctionMode is added, with its limits (see `autocast`).
 """
 
 import contextlib
@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dgcomp.quant.cache import WeightCache
-from dgcomp.quant.operators import LINEAR, Layout, quantize_activation, quantize_weight, quantized_call
-from dgcomp.quant.packed import can_pack, packed_relu
-from dgcomp.quant.recipe import Recipe, layer_recipes, parse_notation, quantizable_layers
+from dgcomp.quant.operators import LINEAR, Layout, quantize_weight, quantized_call, quantized_product
+from dgcomp.quant.packed import can_pack, packed_batch_norm, packed_relu
+from dgcomp.quant.recipe import Recipe, layer_recipes, named_layers, parse_notation
 
 __all__ = ["autocast", "current_recipe", "disabled"]
 
@@ -97,8 +97,9 @@ class autocast:
     embedding : also quantize the weights of embeddings.
     matmul : also quantize both operands of matmul, @, bmm, baddbmm and scaled_dot_product_attention (its q, k and v).
         Under torch.compile not together with checkpointing, where PyTorch loses the mode that this needs.
-    pack : save quantized inputs of at most 4 bits as packed codes, and ReLU outputs as bits, for the backward pass;
-        gradients stay equal to the bit. Eager mode on CPU.
+    pack : save quantized inputs of at most 4 bits as packed codes, ReLU outputs as bits, and nothing for a batch norm
+        behind a quantized convolution, which runs again in the backward pass; gradients stay equal to the bit. Eager
+        mode on CPU.
     cache : reuse quantized weights within the context until an optimizer step; after an edit of `p.data` inside a
         context call `quant.invalidate()`.
     options : further fields of `Recipe`, such as activation_estimator="ste".
@@ -129,6 +130,8 @@ class autocast:
             recipe = parse_notation(weights, method=method, **options)
         else:
             recipe = Recipe(weights=weights, activations=activations, method=method, **options)  # type: ignore[arg-type]
+        if matmul and recipe.activation_estimator == "lsq":
+            raise ValueError('matmul=True has no layers to learn scales for: it does not go with "lsq" activations')
         if rules and model is None:
             raise ValueError("rules go by layer names, which only a model can tell: pass model=...")
         layers = {} if model is None else layer_recipes(model, recipe, first_last, dict(rules or {}))
@@ -188,7 +191,7 @@ class _Exits(threading.local):
     """Per thread, what to restore when a context is left: one entry for each time it was entered."""
 
     def __init__(self) -> None:
-        self.stack: list[tuple[_Scope | None, _MatmulMode | None]] = []
+        self.stack: list[tuple[_Scope | None, _Mode | None]] = []
 
 
 @contextlib.contextmanager
@@ -207,17 +210,17 @@ def current_recipe(weight: Tensor | None = None) -> Recipe | None:
     return None if scope is None else _recipe_of(scope, weight)
 
 
-def _enter(scope: _Scope | None) -> "tuple[_Scope | None, _MatmulMode | None]":
+def _enter(scope: _Scope | None) -> "tuple[_Scope | None, _Mode | None]":
     previous = _local.scope
     _local.scope = scope
-    if scope is None or not scope.matmul:
+    if scope is None or not (scope.matmul or scope.pack):
         return previous, None
-    mode = _MatmulMode()
+    mode = _Mode()
     mode.__enter__()
     return previous, mode
 
 
-def _leave(token: "tuple[_Scope | None, _MatmulMode | None]") -> None:
+def _leave(token: "tuple[_Scope | None, _Mode | None]") -> None:
     previous, mode = token
     if mode is not None:
         mode.__exit__(None, None, None)
@@ -226,7 +229,7 @@ def _leave(token: "tuple[_Scope | None, _MatmulMode | None]") -> None:
 
 def name_weights(model: nn.Module) -> None:
     """Tell every weight the name of its layer: functions see the weight only."""
-    for name, module in quantizable_layers(model).items():
+    for name, module in named_layers(model).items():
         for weight in (getattr(module, "weight", None), getattr(module, "in_proj_weight", None)):
             if isinstance(weight, Tensor):
                 weight._dgcomp_layer = name  # type: ignore[attr-defined]
@@ -258,7 +261,7 @@ def _install() -> None:
         for name, layout in LAYOUTS.items():
             _replace(F, name, _gate(name, getattr(F, name), layout))
         _replace(F, "embedding", _embedding_gate(F.embedding))
-        _replace(F, "relu", _relu_gate(F.relu))
+        _replace(F, "scaled_dot_product_attention", _attention_gate(F.scaled_dot_product_attention))
         _replace(torch.backends.mha, "get_fastpath_enabled", _fast_path_gate(torch.backends.mha.get_fastpath_enabled))
         _capture_checkpoints()
 
@@ -308,14 +311,16 @@ def _embedding_gate(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return embedding
 
 
-def _relu_gate(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def relu(input: Tensor, inplace: bool = False) -> Tensor:
-        scope = _local.scope
-        if scope is None or not scope.pack or not can_pack(input):
-            return original(input, inplace)
-        return packed_relu(input)
+def _attention_gate(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Products of activations too, but multi-head attention calls them where no mode can see it."""
 
-    return relu
+    def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        scope = _local.scope
+        if scope is None or not scope.matmul:
+            return original(query, key, value, *args, **kwargs)
+        return _product("scaled_dot_product_attention", original, scope, [query, key, value], *args, **kwargs)
+
+    return scaled_dot_product_attention
 
 
 def _fast_path_gate(original: Callable[[], bool]) -> Callable[[], bool]:
@@ -358,10 +363,23 @@ def _in_current_scope(run: Callable[..., Any]) -> Callable[..., Any]:
     return inside
 
 
-# --- activation-activation products -----------------------------------------------------------------------------------
+# --- what no gate can be put before: products of activations, and the operations that `pack` saves less for -----------
 
 
-class _MatmulMode(torch.overrides.TorchFunctionMode):
+def _product(
+    name: str, operator: Callable[..., Tensor], scope: _Scope, operands: list[Tensor], *args: Any, **kwargs: Any
+) -> Tensor:
+    if _local.observer is not None:
+        for operand in operands:
+            _local.observer(name, scope.recipe, operand, None, LINEAR)
+    previous, _local.inside_gate = _local.inside_gate, True
+    try:
+        return quantized_product(operator, scope.recipe, scope.pack, operands, *args, **kwargs)
+    finally:
+        _local.inside_gate = previous
+
+
+class _Mode(torch.overrides.TorchFunctionMode):
     """Quantizes both operands of products of two activations; a product inside a gate is left to the gate."""
 
     def __torch_function__(
@@ -369,28 +387,19 @@ class _MatmulMode(torch.overrides.TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         scope = _local.scope
-        count = _PRODUCTS.get(func)
-        if count is None or scope is None or not scope.matmul or _local.inside_gate:
+        if scope is None or _local.inside_gate:
             return func(*args, **kwargs)
-        first = 1 if func is torch.baddbmm else 0
-        operands = list(args)
-        for i in range(first, min(first + count, len(args))):
-            if _local.observer is not None:
-                _local.observer(func.__name__, scope.recipe, args[i], None, LINEAR)
-            operands[i] = quantize_activation(args[i], scope.recipe)[0].to(args[i].dtype)
-        previous, _local.inside_gate = _local.inside_gate, True
-        try:
-            return func(*operands, **kwargs)
-        finally:
-            _local.inside_gate = previous
+        if func in _PRODUCTS and scope.matmul:
+            return _product(func.__name__, func, scope, list(args[:2]), *args[2:], **kwargs)
+        if func is torch.baddbmm and scope.matmul:
+            return _product(func.__name__, functools.partial(func, args[0]), scope, list(args[1:3]), **kwargs)
+        if scope.pack and args and isinstance(args[0], Tensor) and can_pack(args[0]):
+            if func in _RELUS:
+                return packed_relu(*args, **kwargs)
+            if func is F.batch_norm:
+                return packed_batch_norm(func, *args, **kwargs)
+        return func(*args, **kwargs)
 
 
-_PRODUCTS: dict[Any, int] = {
-    torch.matmul: 2,
-    Tensor.matmul: 2,
-    Tensor.__matmul__: 2,
-    torch.bmm: 2,
-    Tensor.bmm: 2,
-    torch.baddbmm: 2,
-    F.scaled_dot_product_attention: 3,
-}
+_PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}
+_RELUS = {F.relu, torch.relu, Tensor.relu}

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dgcomp.quant.autocast import LAYOUTS, autocast, disabled, name_weights, observed
+from dgcomp.quant.autocast import LAYOUTS, Observer, autocast, disabled, name_weights, observed
 from dgcomp.quant.histogram import BitHistogram
 from dgcomp.quant.operators import LINEAR, Layout, quantize_activation, quantize_weight
 from dgcomp.quant.recipe import Recipe, quantizable_layers
 from dgcomp.quant.vector import QuantizedVectors, pack_codes, per_vector, unpack_codes
 
-__all__ = ["Calibrator", "QuantizedLayer", "calibrate", "convert"]
+__all__ = ["Calibrator", "QuantizedLayer", "calibrate", "convert", "run_observed"]
 
 Calibrator = Literal["octav", "max", "percentile", "entropy", "mse"]
 
@@ -47,15 +47,7 @@ def calibrate(
         if layer is not None:
             histograms.setdefault(layer, BitHistogram()).add(x)
 
-    name_weights(model)
-    passive = autocast("-/-", cache=False)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    with torch.no_grad(), passive, observed(observe):
-        for batch in batches:
-            model(*batch) if isinstance(batch, tuple) else model(batch)
-    for module in training:
-        module.training = True
+    run_observed(model, batches, observe)
     if not histograms:
         raise ValueError("no layer of the model ran; batches must hold at least one batch")
     layers = {}
@@ -69,6 +61,21 @@ def calibrate(
             recipe = replace(recipe, activation_scale=scale, unsigned=not signed)
         layers[name] = recipe
     return context.with_layers(layers)
+
+
+def run_observed(model: nn.Module, batches: Iterable[Any], observe: Observer) -> None:
+    """Run every batch in floating point and evaluation mode, showing `observe` the operands of every layer."""
+    name_weights(model)
+    passive = autocast("-/-", cache=False)
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad(), passive, observed(observe):
+            for batch in batches:
+                model(*batch) if isinstance(batch, tuple) else model(batch)
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _scale(histogram: BitHistogram, bits: int, signed: bool, method: str, percentile: float) -> float:

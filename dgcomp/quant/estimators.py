@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from dgcomp.quant.octav import code_range, memory_order, scale_code
+from dgcomp.quant.octav import code_range, has_triton, memory_order, scale_code
 
 __all__ = ["Estimator", "fake_quantize"]
 
@@ -107,6 +107,12 @@ def quantize_values(x: Tensor, step: Tensor, low: int | Tensor, high: int | Tens
         layout = _channel_layout(x, step)
         if layout is not None:
             return _cpu_quantize(x, step, low, high, layout)
+    if _has_gpu_kernel(x) and isinstance(low, int) and isinstance(high, int):
+        layout = _channel_layout(x, step)
+        if layout is not None:
+            from dgcomp.quant import triton_quantize  # an optional package
+
+            return triton_quantize.quantize(dense(x), step.detach().reshape(-1).contiguous(), low, high, layout)
     inverse, step = _reciprocal(step)
     codes = (x.float() * inverse).clamp(low, high).round()  # type: ignore[arg-type]
     return (codes * step).to(x.dtype)
@@ -129,6 +135,13 @@ def estimate_gradient(
         layout = _channel_layout(x, scale)
         if layout is not None and gradient.dtype == torch.float32:
             return _cpu_gradient(gradient, x, scale, low, estimator == "mad", layout)
+    if _has_gpu_kernel(x) and isinstance(low, int) and estimator in ("pwl", "mad", "lsq"):
+        layout = _channel_layout(x, scale)
+        if layout is not None and gradient.stride() == x.stride() == dense(x).stride():
+            from dgcomp.quant import triton_quantize
+
+            edges = scale.detach().reshape(-1).contiguous()
+            return triton_quantize.clip_gradient(gradient, x, edges, low, estimator == "mad", layout)
     lower = torch.where(torch.as_tensor(low, device=x.device) < 0, -scale, torch.zeros_like(scale))
     inside = (x <= scale) & (x >= lower)
     if estimator == "mad":
@@ -160,6 +173,10 @@ def _reciprocal(step: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(usable, 1.0 / torch.where(usable, step, 1.0), 0.0), torch.where(usable, step, 0.0)
 
 
+def _has_gpu_kernel(x: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and has_triton(x) and x.numel() > 0 and x.dtype != torch.float64
+
+
 # --- CPU loops: one pass instead of four, the same numbers ------------------------------------------------------------
 
 
@@ -180,16 +197,18 @@ def _channel_layout(x: Tensor, scale: Tensor) -> tuple[int, int, int] | None:
         return (1, 1, x.numel())
     shape = (1,) * (x.ndim - scale.ndim) + tuple(scale.shape)
     channels = [d for d, size in enumerate(shape) if size > 1]
-    if len(channels) != 1 or not x.is_contiguous() or len(shape) != x.ndim:
+    if len(channels) != 1 or len(shape) != x.ndim:
         return None
     d = channels[0]
-    return math.prod(x.shape[:d]), x.shape[d], math.prod(x.shape[d + 1 :])
+    if x.is_contiguous():
+        return math.prod(x.shape[:d]), x.shape[d], math.prod(x.shape[d + 1 :])
+    if memory_order(x)[0] == d and dense(x) is x:  # a convolution's weight in channels_last
+        return 1, x.shape[d], x.numel() // x.shape[d]
+    return None
 
 
 def _as_channels(x: Tensor, layout: tuple[int, int, int]) -> Any:
-    if layout[:2] == (1, 1):
-        x = x.permute(memory_order(x))
-    return x.detach().view(layout).numpy()
+    return x.detach().permute(memory_order(x)).view(layout).numpy()
 
 
 def dense(x: Tensor) -> Tensor:
@@ -200,19 +219,20 @@ def dense(x: Tensor) -> Tensor:
 def _cpu_quantize(x: Tensor, step: Tensor, low: int, high: int, layout: tuple[int, int, int]) -> Tensor:
     import numpy as np
 
-    from dgcomp.quant import cpu  # numba takes a second to import
+    from dgcomp.quant import cpu_quantize  # numba takes a second to import
 
     x = dense(x.detach())
     out = torch.empty_like(x)
     steps = step.detach().reshape(-1).numpy()
-    cpu.fake_quantize(_as_channels(x, layout), _as_channels(out, layout), steps, np.float32(low), np.float32(high))
+    values, results = _as_channels(x, layout), _as_channels(out, layout)
+    cpu_quantize.fake_quantize(values, results, steps, np.float32(low), np.float32(high))
     return out
 
 
 def _cpu_gradient(
     gradient: Tensor, x: Tensor, scale: Tensor, low: int, keep_direction: bool, layout: tuple[int, int, int]
 ) -> Tensor:
-    from dgcomp.quant import cpu
+    from dgcomp.quant import cpu_quantize
 
     x = dense(x.detach())
     if gradient.stride() != x.stride():
@@ -221,5 +241,5 @@ def _cpu_gradient(
     high_edges = scale.detach().reshape(-1).numpy()
     low_edges = -high_edges if low < 0 else high_edges * 0
     gradients, values, results = (_as_channels(t, layout) for t in (gradient, x, out))
-    cpu.clip_gradient(gradients, values, results, low_edges, high_edges, keep_direction)
+    cpu_quantize.clip_gradient(gradients, values, results, low_edges, high_edges, keep_direction)
     return out

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dgcomp.quant.octav import Grid, _levels, code_range, dense_flat, scale_code
+from dgcomp.quant.octav import Grid, _levels, code_range, dense_flat, has_triton, scale_code
 
 __all__ = ["BitHistogram"]
 
@@ -38,9 +38,15 @@ class BitHistogram:
         """Count the elements of a floating-point tensor (as float32); changes and returns this histogram."""
         flat = dense_flat(x.detach()).to(torch.float32).contiguous()
         if flat.device.type == "cpu":
-            from dgcomp.quant import cpu  # numba takes a second to import
+            from dgcomp.quant import cpu_scale  # numba takes a second to import
 
-            cpu.bit_histogram(flat.numpy(), self.counts.numpy(), self.residues.numpy())
+            cpu_scale.bit_histogram(flat.numpy(), self.counts.numpy(), self.residues.numpy())
+        elif has_triton(flat):
+            from dgcomp.quant import triton_scale  # an optional package
+
+            counts, residues = triton_scale.bit_histogram(flat)
+            self.counts += counts.cpu()
+            self.residues += residues.cpu()
         else:
             bits = flat.view(torch.int32).to(torch.int64) & 0xFFFFFFFF
             key = bits >> _SHIFT

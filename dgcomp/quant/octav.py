@@ -12,6 +12,8 @@ with Q = 2**(B-1) (2**B unsigned) and threshold Q D for "paper". Zeros are exact
 elements that are not finite are ignored; a value equal to the threshold counts as clipped.
 """
 
+import functools
+import importlib.util
 from collections.abc import Sequence
 from typing import Literal
 
@@ -24,8 +26,9 @@ __all__ = ["Grid", "code_range", "octav_scale", "scale_code"]
 Grid = Literal["exact", "paper"]
 
 _ITERATIONS = 24  # of the exact recursion with secant steps; the plain one needs at most 14 at 8 bits
-_SHORT = 64  # rows this short try candidates instead of trusting a noise model, as in dgcomp/quant/cpu.py
+_SHORT = 64  # rows this short try candidates instead of trusting a noise model, as in dgcomp/quant/cpu_scale.py
 _TOLERANCE = 1e-6
+_LARGE = 1 << 15  # elements from which one read by many programs beats many reads by one
 
 
 def code_range(bits: int, signed: bool = True, narrow: bool = True) -> tuple[int, int]:
@@ -78,13 +81,15 @@ def octav_scale(
 
     Raises ValueError for bits outside 2..8 and for an unknown grid, TypeError for integer tensors.
     On CPU one read of a large tensor suffices: its fixed point is first found on a sample of 65536 elements, and the
-    full tensor gives a secant correction (dgcomp/quant/cpu.py); what is left is below 1e-3 of the scale.
+    full tensor gives a secant correction (dgcomp/quant/cpu_scale.py); what is left is below 1e-3 of the scale.
     """
     negative, positive, unit, overload = _levels(bits, signed, narrow, grid)
     rows, shape = _rows(x, dim)
     first = None if start is None else start.detach().reshape(-1).double() * (0.95 / unit)
     if rows.device.type == "cpu":
         step = _cpu_steps(rows, negative, positive, overload, first, max_iterations)
+    elif has_triton(rows):
+        step = _gpu_steps(rows, negative, positive, overload, first, max_iterations)
     else:
         step = reference_steps(rows, negative, positive, overload, first, max_iterations)
     return (step * unit).to(torch.float32).reshape(shape)
@@ -133,14 +138,36 @@ def memory_order(x: Tensor) -> list[int]:
 def _cpu_steps(
     rows: Tensor, negative: float, positive: float, overload: float, start: Tensor | None, max_iterations: int | None
 ) -> Tensor:
-    from dgcomp.quant import cpu  # numba takes a second to import
+    from dgcomp.quant import cpu_scale  # numba takes a second to import
 
     step = np.zeros(rows.shape[0])
     first = np.zeros(0) if start is None else np.ascontiguousarray(start.expand(rows.shape[0]).numpy())
-    cpu.octav_rows(
+    cpu_scale.octav_rows(
         rows.numpy(), step, negative, positive, overload, first, _TOLERANCE, max_iterations or _limit(overload)
     )
     return torch.from_numpy(step)
+
+
+@functools.cache
+def _is_triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def has_triton(x: Tensor) -> bool:
+    """Whether the Triton kernels can run on this tensor."""
+    return x.device.type == "cuda" and _is_triton_installed()
+
+
+def _gpu_steps(
+    rows: Tensor, negative: float, positive: float, overload: float, start: Tensor | None, max_iterations: int | None
+) -> Tensor:
+    """One read of a large tensor; a program each for rows, and for what only they can do."""
+    from dgcomp.quant import triton_scale  # an optional package
+
+    is_large = rows.shape[0] == 1 and rows.shape[1] >= _LARGE
+    if is_large and start is None and max_iterations is None and negative in (0.0, positive):
+        return triton_scale.tensor_step(rows, negative, positive, overload)
+    return triton_scale.row_steps(rows, negative, positive, overload, start, max_iterations or _limit(overload))
 
 
 def _limit(overload: float) -> int:

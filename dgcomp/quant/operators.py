@@ -15,11 +15,11 @@ from torch import Tensor
 from dgcomp.quant.cache import WeightCache
 from dgcomp.quant.estimators import Estimated, quantize_values
 from dgcomp.quant.octav import code_range, octav_scale, scale_code
-from dgcomp.quant.packed import can_pack, pack_activation, packed_save
+from dgcomp.quant.packed import can_pack, mark_recomputable, pack_activation, packed_save
 from dgcomp.quant.recipe import Recipe
 from dgcomp.quant.vector import StraightThrough, fake_per_vector
 
-__all__ = ["LINEAR", "Layout", "quantize_activation", "quantize_weight", "quantized_call"]
+__all__ = ["LINEAR", "Layout", "quantize_activation", "quantize_weight", "quantized_call", "quantized_product"]
 
 Quantized = tuple[Tensor, "Tensor | None"]  # value in the input's dtype or float32, and its step (None for vectors)
 
@@ -95,7 +95,38 @@ def _packed_call(
 
         replacements.append((w_value, requantize))
     with packed_save(*replacements):
-        return operator(x_value, w_value, bias, *args, **kwargs)
+        output = operator(x_value, w_value, bias, *args, **kwargs)
+    if len(replacements) > 1 and output.requires_grad:
+        shapes = [(t.shape, t.stride()) for t in (x_value, w_value)]
+
+        def recompute(shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
+            with torch.no_grad():
+                operands = [rebuild(*form) for (_, rebuild), form in zip(replacements, shapes, strict=True)]
+                return operator(*operands, bias, *args, **kwargs).as_strided(shape, stride)
+
+        # not a replacement itself, which would keep the operands that it rebuilds
+        replacements = [(x_value.new_empty(0), rebuild) for _, rebuild in replacements]
+        mark_recomputable(output, recompute)
+    return output
+
+
+def quantized_product(
+    operator: Callable[..., Tensor], recipe: Recipe, pack: bool, operands: list[Tensor], *args: Any, **kwargs: Any
+) -> Tensor:
+    """operator(*operands, *args, **kwargs) with every operand, an activation, quantized as the recipe says."""
+    values, replacements = [], []
+    for x in operands:
+        if pack and _packs(x, recipe):
+            scale, low, high, unit = activation_grid(x, recipe, recipe.activations or 4)
+            value, codes = pack_activation(x, scale, int(low), int(high), int(unit), recipe.activation_estimator)
+            replacements.append((value, codes.unpack))
+        else:
+            value = quantize_activation(x, recipe)[0].to(x.dtype)
+        values.append(value)
+    if not replacements:
+        return operator(*values, *args, **kwargs)
+    with packed_save(*replacements):
+        return operator(*values, *args, **kwargs)
 
 
 def _low_precision(x: Tensor) -> torch.dtype | None:
@@ -151,9 +182,11 @@ def quantize_activation(x: Tensor, recipe: Recipe, reduction: int = -1) -> Quant
         operator = torch.ops.dgcomp.vector_value if torch.compiler.is_compiling() else _vector_value
         value = operator(x.detach(), *arguments, recipe.rounding, recipe.unsigned)
         return StraightThrough.apply(x, value), None
+    _check_learned(recipe.activation_estimator, recipe.activation_scale, "activation")
     scale, low, high, unit = activation_grid(x, recipe, bits)
-    value = quantize_values(x.detach(), scale / unit, low, high)
-    return Estimated.apply(x, scale, value, low, high, unit, recipe.activation_estimator, 1e-3), scale / unit
+    step = scale.detach() / unit
+    value = quantize_values(x.detach(), step, low, high)
+    return Estimated.apply(x, scale, value, low, high, unit, recipe.activation_estimator, 1e-3), step
 
 
 def activation_grid(x: Tensor, recipe: Recipe, bits: int) -> tuple[Tensor, int | Tensor, int | Tensor, int | Tensor]:
@@ -164,7 +197,9 @@ def activation_grid(x: Tensor, recipe: Recipe, bits: int) -> tuple[Tensor, int |
     if torch.compiler.is_compiling():
         return _traced_grid(x, recipe, bits)
     signed = _is_signed(x) if recipe.unsigned is None else not recipe.unsigned
-    if recipe.activation_scale is not None:
+    if isinstance(recipe.activation_scale, Tensor):
+        scale = recipe.activation_scale
+    elif recipe.activation_scale is not None:
         scale = torch.tensor(recipe.activation_scale, dtype=torch.float32, device=x.device)
     else:
         scale = _tensor_scale(x, bits, signed, recipe.method, recipe.grid)
@@ -173,11 +208,13 @@ def activation_grid(x: Tensor, recipe: Recipe, bits: int) -> tuple[Tensor, int |
 
 
 def _traced_grid(x: Tensor, recipe: Recipe, bits: int) -> tuple[Tensor, int | Tensor, int | Tensor, int | Tensor]:
-    if recipe.unsigned is None:
+    if recipe.unsigned is None and not isinstance(recipe.activation_scale, Tensor):
         grid = torch.ops.dgcomp.activation_grid(x.detach(), bits, recipe.method, recipe.grid, recipe.activation_scale)
         return grid[0], grid[1], grid[2], grid[2]
     signed = not recipe.unsigned
     low, high = code_range(bits, signed)
+    if isinstance(recipe.activation_scale, Tensor):
+        return recipe.activation_scale, low, high, high
     if recipe.activation_scale is not None:
         return torch.full((), recipe.activation_scale, device=x.device), low, high, high
     return torch.ops.dgcomp.scale(x.detach(), bits, signed, None, recipe.method, recipe.grid), low, high, high
@@ -203,16 +240,26 @@ def quantize_weight(
     if recipe.weight_scale_bits is not None:
         return StraightThrough.apply(w, value), None
     low, high = code_range(bits)
-    return Estimated.apply(w, scale, value, low, high, high, recipe.weight_estimator, 1e-3), scale / high
+    return Estimated.apply(w, scale, value, low, high, high, recipe.weight_estimator, 1e-3), scale.detach() / high
+
+
+def _check_learned(estimator: str, scale: float | Tensor | None, role: str) -> None:
+    if estimator == "lsq" and not isinstance(scale, Tensor):
+        raise ValueError(
+            f'{role}_estimator="lsq" learns scales, and this layer has none: make the context with quant.learn_scales'
+        )
 
 
 def _weight(w: Tensor, recipe: Recipe, layout: Layout, bits: int) -> tuple[Tensor, Tensor]:
-    """Scale per output channel, and the quantized value; both detached."""
+    """Scale per output channel (detached unless it is learned), and the quantized value."""
+    _check_learned(recipe.weight_estimator, recipe.weight_scale, "weight")
     w = w.detach()
+    low, high = code_range(bits)
+    if recipe.weight_scale is not None:
+        return recipe.weight_scale, quantize_values(w, recipe.weight_scale.detach() / high, low, high)
     dims = [d for d in range(w.ndim) if d != layout.weight_channel]
     scale_of = torch.ops.dgcomp.scale if torch.compiler.is_compiling() else _channel_scale
     scale = scale_of(w, bits, True, dims, recipe.method, recipe.grid)
-    low, high = code_range(bits)
     return scale, quantize_values(w, scale / high, low, high)
 
 
@@ -235,10 +282,10 @@ def _vector_weight(w: Tensor, recipe: Recipe, layout: Layout, bits: int) -> tupl
 
 def _is_signed(x: Tensor) -> bool:
     if x.device.type == "cpu" and x.dtype == torch.float32 and x.numel():
-        from dgcomp.quant import cpu  # numba takes a second to import
+        from dgcomp.quant import cpu_scale  # numba takes a second to import
         from dgcomp.quant.octav import dense_flat
 
-        return bool(cpu.has_negative(dense_flat(x.detach()).contiguous().numpy()))
+        return bool(cpu_scale.has_negative(dense_flat(x.detach()).contiguous().numpy()))
     return bool((x < 0).any())
 
 

@@ -1,17 +1,17 @@
 """What to quantize and how: one validated, immutable `Recipe`, also from VS-Quant's notation W/A/ws/as."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from dgcomp.quant.estimators import Estimator
 from dgcomp.quant.octav import Grid, code_range
 from dgcomp.quant.vector import Rounding
 
-__all__ = ["Method", "Recipe", "layer_recipes", "parse_notation", "quantizable_layers"]
+__all__ = ["Method", "Recipe", "layer_recipes", "named_layers", "parse_notation", "quantizable_layers"]
 
 Method = Literal["octav", "max"]
 
@@ -30,7 +30,7 @@ class Recipe:
     """Which recursion finds OCTAV's scale, see `octav_scale`."""
     weight_estimator: Estimator = "mad"
     activation_estimator: Estimator = "pwl"
-    """Gradients; together the defaults are the paper's MPH."""
+    """Gradients; together the defaults are the paper's MPH. "lsq" needs `learn_scales`."""
     unsigned: bool | None = None
     """Grid of activations: True for 0..2**B - 1, False for symmetric, None for unsigned where none is negative."""
     weight_scale_bits: int | None = None
@@ -41,8 +41,10 @@ class Recipe:
     """Elements of the reduction dimension that share an integer scale."""
     rounding: Rounding = "consistent"
     """How two-level scales are rounded, see `per_vector`."""
-    activation_scale: float | None = None
-    """Static clipping scalar of the activations, from calibration; None computes it from every tensor."""
+    activation_scale: float | Tensor | None = field(default=None, compare=False)
+    """Clipping scalar of the activations, from `calibrate` or `learn_scales`; None computes it from every tensor."""
+    weight_scale: Tensor | None = field(default=None, compare=False)
+    """Clipping scalars per output channel, from `learn_scales`; None computes them from the weight."""
 
     def __post_init__(self) -> None:
         for name, bits in (("weights", self.weights), ("activations", self.activations)):
@@ -68,8 +70,8 @@ class Recipe:
             ("weight_estimator", self.weight_estimator),
             ("activation_estimator", self.activation_estimator),
         ):
-            if estimator not in ("ste", "pwl", "mad", "ewgs"):
-                raise ValueError(f"{name} must be one of ste, pwl, mad, ewgs inside a context, got {estimator!r}")
+            if estimator not in get_args(Estimator):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(Estimator))}, got {estimator!r}")
         if self.vector < 1:
             raise ValueError(f"vector must be at least 1, got {self.vector}")
 
@@ -113,6 +115,12 @@ def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
+def named_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The quantizable layers and the embeddings, whose table an output layer may share: what a rule can name."""
+    kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.Embedding)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
 def layer_recipes(
     model: nn.Module, recipe: Recipe, first_last: int | None, rules: "dict[str, str | int | None | Recipe]"
 ) -> dict[str, Recipe]:
@@ -120,12 +128,13 @@ def layer_recipes(
 
     A rule is a shell pattern on the module's name; its value a notation, a number of bits for both operands, a
     `Recipe`, or None for floating point. Later rules win over earlier ones, and rules over the first/last default.
+    An embedding counts as neither first nor last; a rule with its name also governs the output layer that shares it.
     Raises ValueError for a rule that matches no layer.
     """
-    names = list(quantizable_layers(model))
+    layers, names = list(quantizable_layers(model)), list(named_layers(model))
     chosen: dict[str, Recipe] = {}
-    if first_last is not None and names:
-        for name in (names[0], names[-1]):
+    if first_last is not None and layers:
+        for name in (layers[0], layers[-1]):
             chosen[name] = _with_bits(recipe, first_last)
     for pattern, rule in rules.items():
         matched = [name for name in names if fnmatchcase(name, pattern)]

@@ -40,6 +40,8 @@ def test_options_reach_their_group() -> None:
         (["--task", "char-lm", "--nesterov"], "--nesterov is for --task image"),
         (["--epochs", "0"], "--epochs must be above 0, got 0"),
         (["--lr-warmup-epochs", "-1"], "--lr-warmup-epochs must be 0 or more, got -1"),
+        (["--quant", "4"], '--quant: notation must read W/A or W/A/ws/as with numbers or "-"'),
+        (["--quant", "4/4,speed=11"], "names an unknown setting"),
         (["--resume"], "--resume needs --checkpoint-folder"),
     ],
 )

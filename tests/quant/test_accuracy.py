@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from benchmarks.quant_accuracy import ResNet, accuracy, cifar10_test, pretrained_resnet20
+from benchmarks.quant_tasks.pretrained import accuracy, cifar10_test
+from benchmarks.quant_tasks.pretrained_models import ResNet, pretrained_resnet20
 from dgcomp import quant
 from tests.conftest import data_file
 

@@ -41,15 +41,20 @@ def test_values_are_codes_in_range(bits: int, signed: bool, narrow: bool) -> Non
     st.integers(0, 3),
     st.integers(2, 8),
     st.sampled_from(["ste", "pwl", "mad"]),
+    st.booleans(),
 )
-@settings(deadline=None, max_examples=40)
-def test_cpu_loops_equal_torch_operations(shape: tuple[int, ...], channel: int, bits: int, estimator: str) -> None:
+@settings(deadline=None, max_examples=60)
+def test_cpu_loops_equal_torch_operations(
+    shape: tuple[int, ...], channel: int, bits: int, estimator: str, channels_last: bool
+) -> None:
     generator = torch.Generator().manual_seed(bits)
     x = torch.randn(shape, generator=generator, dtype=torch.float32)
     sizes = [1] * len(shape)
     sizes[channel % len(shape)] = shape[channel % len(shape)]
     scale = torch.rand(sizes, generator=generator) + 0.3
     g = torch.randn(shape, generator=generator)
+    if channels_last and len(shape) == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
     results = []
     for dtype in (torch.float32, torch.float64):  # float64 takes the torch operations
         leaf = x.to(dtype).requires_grad_()

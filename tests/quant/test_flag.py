@@ -30,11 +30,25 @@ def test_notation_and_settings() -> None:
     assert (first.weights, middle.weights, middle.method, middle.activation_estimator) == (8, 4, "max", "ste")
 
 
+def test_exceptions_by_layer_name() -> None:
+    context = quant.context_from_flag("4/4,first_last=none,1:8/6,2:-/-", MODEL)
+    assert isinstance(context, quant.autocast)
+    bits = [(r.weights, r.activations) for r in (context.recipe_of(name) for name in "012")]
+    assert bits == [(4, 4), (8, 6), (None, None)]
+
+
+def test_without_a_model_the_flag_is_only_checked() -> None:
+    quant.context_from_flag("4/4,no.such.layer:8/8", None)
+    with pytest.raises(ValueError, match="matches no layer"):
+        quant.context_from_flag("4/4,no.such.layer:8/8", MODEL)
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
         ("four", "notation must read"),
         ("4/4,pack", "must read name=value"),
+        ("4/4,0:eight", "notation must read"),
         ("4/4,pack=yes", "pack must be true or false"),
         ("4/4,vector=x", "vector must be a number"),
         ("4/4,speed=11", "unknown setting"),

@@ -25,6 +25,9 @@ UNIFORM = torch.tensor((np.arange(N) + 0.5) / N, dtype=torch.float32)
 # s / b solves u (e**u - 1) = 3 4**B; Gauss: c s (2 Phi(s) - 1) + 2 s (1 - Phi(s)) = 2 phi(s). B = 2..8.
 LAPLACE_FIXED_POINTS = (2.873734, 3.913293, 5.034090, 6.206505, 7.413658, 8.645778, 9.896805)
 GAUSS_FIXED_POINTS = (1.738835, 2.161117, 2.562090, 2.937070, 3.287162, 3.615183, 3.924054)
+# ACIQ weighs the uniform noise of all elements, clipped ones too: u = W(3 4**B) solves u e**u = 3 4**B; Gauss likewise.
+LAPLACE_ACIQ = (2.830683, 3.897229, 5.028640, 6.204766, 7.413126, 8.645620, 9.896760)
+GAUSS_ACIQ = (1.710635, 2.151593, 2.559136, 2.936201, 3.286914, 3.615114, 3.924036)
 # Step of least mean squared error and that error, narrow grids +-(2**(B-1) - 1).
 GAUSS_NARROW = {
     2: (1.224006, 0.1901740),
@@ -74,6 +77,58 @@ def test_published_fixed_points_to_1e_5(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
+def test_aciq_constants_and_their_distance_from_octav(bits: int) -> None:
+    """ACIQ's clips are zeros of its derivative, and OCTAV's come closer to them with every bit."""
+    c, gauss, exponential = 4.0**-bits / 3, GAUSS_ACIQ[bits - 2], LAPLACE_ACIQ[bits - 2]
+    assert c * gauss == pytest.approx(2 * (norm.pdf(gauss) - gauss * norm.sf(gauss)), rel=1e-5)
+    assert c * exponential == pytest.approx(np.exp(-exponential), rel=1e-5)
+    for density, aciq, fixed_points in (
+        ("gauss", gauss, GAUSS_FIXED_POINTS),
+        ("laplace", exponential, LAPLACE_FIXED_POINTS),
+    ):
+        s = octav_scale(_stratum_means(density), bits, grid="paper", start=torch.tensor(1.0)).item()
+        assert 0 < s / aciq - 1 < 0.02 * 4.0 ** (2 - bits) * 1.5
+        assert s == pytest.approx(fixed_points[bits - 2], rel=1e-5)
+
+
+# Half-distributions on 0..2**B - 1: (step, error) of least squares.
+HALF_NORMAL = {2: (0.650770, 4.68600e-2), 3: (0.353411, 1.28894e-2), 4: (0.193249, 3.69322e-3),
+               6: (0.057261, 3.08622e-4), 8: (0.016528, 2.50081e-5)}  # fmt: skip
+EXPONENTIAL = {2: (1.162134, 0.166173), 3: (0.688559, 5.47904e-2), 4: (0.406536, 1.81703e-2),
+               6: (0.136791, 1.91989e-3), 8: (0.043747, 1.88065e-4)}  # fmt: skip
+TWO_COMPLEMENT = {
+    "gauss": ((1.048385, 1.494311e-1), (0.601824, 4.063825e-2), (0.338608, 1.186404e-2), (0.188792, 3.525959e-3),
+              (0.104179, 1.042853e-3), (0.056887, 3.045785e-4), (0.030766, 8.770692e-5)),
+    "laplace": ((1.717034, 4.139893e-1), (1.078271, 1.439891e-1), (0.661353, 5.052055e-2), (0.397785, 1.738135e-2),
+                (0.234640, 5.819651e-3), (0.135962, 1.896240e-3), (0.077571, 6.027284e-4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+def test_unsigned_grids_of_half_distributions(bits: int) -> None:
+    for density, golden in (("gauss", HALF_NORMAL), ("laplace", EXPONENTIAL)):
+        x = _stratum_means(density).abs()
+        high, (best_step, best_error) = 2**bits - 1, golden[bits]
+        least = _error(x, best_step, 0, high)
+        assert least == pytest.approx(best_error, rel=1e-2)  # at 8 bits the outermost stratum hides some
+        step = octav_scale(x, bits, signed=False).item() / high
+        assert _error(x, step, 0, high) <= least * (1.01 if bits == 2 else 1.004)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("density", TWO_COMPLEMENT)
+def test_grids_of_two_complement_codes(density: str, bits: int) -> None:
+    """The noise model splits at both ends, so 2 bits, codes -2..1, stay a few percent above the best."""
+    low, high = code_range(bits, narrow=False)
+    best_step, best_error = TWO_COMPLEMENT[density][bits - 2]
+    x = _stratum_means(density)
+    least = _error(x, best_step, low, high)
+    assert least == pytest.approx(best_error, rel=1e-2)
+    step = octav_scale(x, bits, narrow=False).item() / -low
+    assert _error(x, step, low, high) <= least * {2: 1.12, 3: 1.02}.get(bits, 1.005)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("x", [GAUSS[::3], LAPLACE[::3], STUDENT[::3]], ids=["gauss", "laplace", "student"])
 def test_the_scale_is_a_fixed_point_of_the_published_map(bits: int, x: torch.Tensor) -> None:
     s = octav_scale(x, bits, grid="paper").double()
@@ -115,14 +170,6 @@ def test_exact_grid_excess_error(
     assert _error(x, best_step, -high, high) == pytest.approx(best_error, rel=5e-3)  # the sample ends early
     step = octav_scale(x, bits).item() / high
     assert _error(x, step, -high, high) <= _error(x, best_step, -high, high) * (1 + excess[bits] + 1e-4)
-
-
-@pytest.mark.parametrize("bits", [3, 4, 6])
-def test_exact_grid_of_two_complement_codes(bits: int) -> None:
-    low, high = code_range(bits, narrow=False)
-    best = {3: 0.601824, 4: 0.338608, 6: 0.104179}[bits]  # Gauss
-    step = octav_scale(GAUSS, bits, narrow=False).item() / -low
-    assert _error(GAUSS, step, low, high) <= _error(GAUSS, best, low, high) * 1.01
 
 
 def _error(x: torch.Tensor, step: float, low: int, high: int) -> float:

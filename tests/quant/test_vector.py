@@ -59,6 +59,18 @@ def test_signal_to_noise_of_gaussian_data(
         assert signal.item() == pytest.approx(expected, abs=0.25), rounding
 
 
+@pytest.mark.parametrize(
+    ("bits", "scale_bits", "best_db"),
+    [(4, 4, 21.63), (4, 6, 22.00), (4, None, 22.04), (6, 4, 34.08), (6, None, 35.48), (8, 6, 47.24)],
+)
+def test_search_comes_close_to_the_best_of_all_scales(bits: int, scale_bits: int | None, best_db: float) -> None:
+    """The best of all scale codes in the fact sheet; 16 candidates are a coarse choice at 8 bits."""
+    x = torch.randn(256, 1024)
+    q = per_vector(x, bits, scale_bits, rounding="search", channel=0)
+    signal = 10 * torch.log10(x.square().mean() / (x - q.dequantize()).square().mean())
+    assert signal.item() == pytest.approx(best_db, abs=0.2 if bits < 8 else 0.6)
+
+
 @given(
     st.integers(2, 8),
     st.one_of(st.none(), st.integers(2, 16)),
@@ -66,7 +78,7 @@ def test_signal_to_noise_of_gaussian_data(
     st.sampled_from([(13,), (3, 17), (2, 5, 9), (2, 3, 4, 5)]),
     st.integers(-4, 3),
     st.booleans(),
-    st.sampled_from(["consistent", "nearest", "paper"]),
+    st.sampled_from(["consistent", "search", "nearest", "paper"]),
 )
 @settings(deadline=None, max_examples=80)
 def test_storage_round_trip(
