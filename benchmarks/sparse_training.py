@@ -19,10 +19,10 @@ from launch.tasks.image_data import ImageData, load_cifar10, load_fashion_mnist,
 
 __all__ = ["METHODS", "TASKS", "prune", "walk"]
 
-# "dense" is the spatial network trained as long as the others and never pruned: from it a loss of accuracy is counted.
-METHODS = ("dense", "spatial", "winograd", "winograd-relu")
+# "dense" goes on from level 0 of "spatial" without pruning, as long as the others: losses are counted from its accuracy.
+METHODS = ("spatial", "dense", "winograd", "winograd-relu")
 DENSITIES = (1.0, 0.6, 0.4, 0.28, 0.2, 0.14, 0.1, 0.07)
-DENSE_STEPS, PRUNED_STEPS, BATCH_SIZE = 1500, 300, 64
+DENSE_STEPS, PRUNED_STEPS, BATCH_SIZE = 1200, 200, 64
 
 TASKS: dict[str, Callable[[Any], nn.Module]] = {
     "fashion-vgg": lambda kind: vgg(kind, ((16,), (32, 32), (64, 64)), in_channels=1),
@@ -50,9 +50,9 @@ def prune(args: argparse.Namespace) -> None:
     args.checkpoints.mkdir(parents=True, exist_ok=True)
     for seed in range(args.seeds):
         for method in args.methods:
-            name = f"{args.task}-{method}-{seed}"
-            with claimed(args.checkpoints / f"{name}.lock") as free:
-                for level in range(len(DENSITIES)) if free else ():
+            first, network = (1, "spatial") if method == "dense" else (0, method)
+            with claimed(args.checkpoints / f"{args.task}-{network}-{seed}.lock") as free:
+                for level in range(first, len(DENSITIES)) if free else ():
                     if time.monotonic() - started > args.seconds:
                         return
                     run_level(args.task, method, seed, level, images, args.checkpoints)
@@ -90,10 +90,11 @@ def run_level(task: str, method: str, seed: int, level: int, images: Images, fol
     torch.manual_seed(seed)
     start = time.perf_counter()
     density = 1.0 if method == "dense" else DENSITIES[level]
-    model = TASKS[task]("spatial" if method == "dense" else method)
+    model = TASKS[task]("spatial" if method == "dense" else method).to(memory_format=torch.channels_last)
     pruner = sparse.Pruner(model, sparse.OneShot(density), layers=three_by_three(model))
     if level > 0:
-        saved = torch.load(folder / f"{task}-{method}-{seed}-{level - 1}.pt")
+        before = "spatial" if (method, level) == ("dense", 1) else method
+        saved = torch.load(folder / f"{task}-{before}-{seed}-{level - 1}.pt")
         model.load_state_dict(saved["model"])
         pruner.load_state_dict(saved["pruner"])
     steps, rate = (PRUNED_STEPS, 0.03) if level else (DENSE_STEPS, 0.1)
