@@ -19,7 +19,7 @@ from launch.tasks.image_data import ImageData, load_cifar10, load_fashion_mnist,
 
 __all__ = ["METHODS", "TASKS", "prune", "walk"]
 
-# "dense" goes on from level 0 of "spatial" without pruning, as long as the others: losses are counted from its accuracy.
+# "dense" goes on from level 0 of "spatial" without pruning, as long as the others: losses are counted from it.
 METHODS = ("spatial", "dense", "winograd", "winograd-relu")
 DENSITIES = (1.0, 0.6, 0.4, 0.28, 0.2, 0.14, 0.1, 0.07)
 DENSE_STEPS, PRUNED_STEPS, BATCH_SIZE = 1200, 200, 64
