@@ -103,6 +103,10 @@ class TrainOptions:
     """clip the gradient's norm (default: lstm 0.25, gpt 1, images none); dgc: each rank at sqrt(ranks) times it"""
     amp: Literal["none", "bf16"] = "none"
     """bf16: autocast of forward and loss"""
+    prune: str | None = None
+    """keep a share of the weights: 0.1; 0.1@500 from step 500; 0.1@500-2500 gradually; 0.5,0.1@700: 700 steps each"""
+    winograd: bool = False
+    """3x3 convolutions of stride 1 get Winograd-domain weights and the ReLU behind their transform (image models)"""
     seed: int = 0
     """same seed, options and number of ranks: same run, bit for bit"""
 
@@ -147,6 +151,8 @@ class Options:
             raise UsageError("--resume needs --checkpoint-folder, the folder that holds the checkpoint")
         if self.train.nesterov and self.data.task != "image":
             raise UsageError(f"--nesterov is for --task image, not {self.data.task}, which trains without momentum")
+        if self.train.winograd and self.data.task != "image":
+            raise UsageError(f"--winograd is for --task image, not {self.data.task}, which has no 3x3 convolutions")
 
     @property
     def model_name(self) -> ModelName:
@@ -188,6 +194,8 @@ def _check_ranges(options: Options) -> None:
         raise UsageError(f"--density must be in (0, 1], got {compress.density}: 0.001 sends 0.1 %")
     if options.run.hardware is not None:
         _check_hardware(options.run.hardware)
+    if train.prune is not None:
+        _check_prune(train.prune)
 
 
 def _check_hardware(text: str) -> None:
@@ -200,6 +208,16 @@ def _check_hardware(text: str) -> None:
         raise UsageError(f"--hardware: {error}") from None
     if all(isinstance(chip, Network) for chip in chips):
         raise UsageError(f"--hardware needs at least one chip beside networks, such as eie, got {text!r}")
+
+
+def _check_prune(text: str) -> None:
+    """Raise UsageError for a schedule that `dgcomp.sparse` does not understand, before any data is loaded."""
+    from dgcomp.sparse.options import parse_schedule
+
+    try:
+        parse_schedule(text)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from None
 
 
 def parse_options(arguments: Sequence[str] | None = None, *, quiet: bool = False) -> Options:

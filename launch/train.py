@@ -32,6 +32,7 @@ from launch.tasks import Part, Task, build_task, seed_of
 
 if TYPE_CHECKING:
     from dgcomp.hwmodel import Profile
+    from dgcomp.sparse import Pruner
 
 __all__ = ["learning_rate_factor", "main", "train"]
 
@@ -118,6 +119,7 @@ class _Run:
     task: Task
     exchange: Exchange
     clip_norm: float | None
+    pruner: "Pruner | None"
     meter: Meter
     step: int
     history: list[float]
@@ -135,6 +137,7 @@ def _prepare(options: Options, device: torch.device) -> _Run:
     exchange = build_exchange(
         task.model, task.optimizer, options, steps_per_epoch=task.steps_per_epoch, clip_norm=clip_norm
     )
+    pruner = _pruner(options, task)
     step, history, totals = 0, [], {}
     folder = options.run.checkpoint_folder
     found = load_checkpoint(folder) if options.run.resume and folder is not None else None
@@ -143,11 +146,13 @@ def _prepare(options: Options, device: torch.device) -> _Run:
         _check_fits(shared["made_by"], _made_by(options, task))
         task.model.load_state_dict(shared["model"])
         task.optimizer.load_state_dict(shared["optimizer"])
+        if pruner is not None:
+            pruner.load_state_dict(shared["pruner"])
         exchange.load_state_dict(own["exchange"])
         if is_same_size:
             task.load_state_dict(own["task"])
         step, history, totals = shared["step"], shared["history"], shared["totals"]
-    return _Run(options, task, exchange, clip_norm, Meter(exchange, totals, step), step, history)
+    return _Run(options, task, exchange, clip_norm, pruner, Meter(exchange, totals, step), step, history)
 
 
 def _build_together(options: Options, device: torch.device) -> Task:
@@ -167,6 +172,16 @@ def _build_together(options: Options, device: torch.device) -> Task:
             raise UsageError(next(filter(None, errors)))
     assert task is not None  # no rank had an error
     return task
+
+
+def _pruner(options: Options, task: Task) -> "Pruner | None":
+    """Zeroes weights after every step as --prune asks for it, the same ones on every rank."""
+    if options.train.prune is None:
+        return None
+    from dgcomp.sparse import Pruner  # compiles kernels: only for those who ask
+    from dgcomp.sparse.options import parse_schedule
+
+    return Pruner(task.model, parse_schedule(options.train.prune))
 
 
 def _check_batch_size(batch_size: int, accumulate: int) -> None:
@@ -234,6 +249,8 @@ def _train_step(run: _Run, step: int) -> tuple[float, float]:
         if run.clip_norm is not None and not exchange.clips_itself:
             torch.nn.utils.clip_grad_norm_(task.model.parameters(), run.clip_norm)
         task.optimizer.step()
+        if run.pruner is not None:
+            run.pruner.step()
     meter.end_step()
     return total_loss, task.optimizer.param_groups[0]["lr"]
 
@@ -265,9 +282,10 @@ def _evaluate(run: _Run) -> float:
 def _epoch_line(run: _Run, is_whole: bool) -> str:
     totals = run.meter.totals()
     name = f"epoch {run.step // run.task.steps_per_epoch}" if is_whole else f"step {run.step}"
+    kept = f", {run.pruner.density:.1%} of the weights kept" if run.pruner is not None else ""
     return (
         f"{name}: {run.task.metric} {run.history[-1]:.2f}, {totals['seconds']:.0f} s, "
-        f"{totals['bytes_sent'] / 1e6:.3g} MB sent by each rank"
+        f"{totals['bytes_sent'] / 1e6:.3g} MB sent by each rank{kept}"
     )
 
 
@@ -279,14 +297,16 @@ def _made_by(options: Options, task: Task) -> dict[str, Any]:
         "data": task.label,
         "compress": options.compress.compress,
         "batch-size": task.batch_size,
+        "prune": options.train.prune,
+        "winograd": options.train.winograd or None,
     }
 
 
 def _check_fits(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     for name, value in wanted.items():
-        if saved[name] != value:
+        if saved.get(name) != value:  # checkpoints older than an option do not name it
             raise UsageError(
-                f"the checkpoint was made with {name} {saved[name]}, not {value}: "
+                f"the checkpoint was made with {name} {saved.get(name)}, not {value}: "
                 "give the same options or another --checkpoint-folder"
             )
 
@@ -299,6 +319,7 @@ def _save(run: _Run, folder: Path) -> None:
         "step": run.step,
         "history": run.history,
         "totals": run.meter.totals(),
+        "pruner": run.pruner.state_dict() if run.pruner is not None else None,
     }
     own = {"exchange": run.exchange.state_dict(), "task": run.task.state_dict()}
     save_checkpoint(folder, run.step, shared, own)
