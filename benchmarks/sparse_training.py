@@ -21,13 +21,13 @@ __all__ = ["METHODS", "TASKS", "prune", "walk"]
 
 # "dense" goes on from level 0 of "spatial" without pruning, as long as the others: losses are counted from it.
 METHODS = ("spatial", "dense", "winograd", "winograd-relu")
-DENSITIES = (1.0, 0.6, 0.4, 0.28, 0.2, 0.14, 0.1, 0.07)
-DENSE_STEPS, PRUNED_STEPS, BATCH_SIZE = 1200, 200, 64
+DENSITIES = (1.0, 0.5, 0.3, 0.2, 0.12, 0.07)
+DENSE_STEPS, PRUNED_STEPS, BATCH_SIZE = 1000, 200, 64
 
 TASKS: dict[str, Callable[[Any], nn.Module]] = {
-    "fashion-vgg": lambda kind: vgg(kind, ((16,), (32, 32), (64, 64)), in_channels=1),
+    "fashion-vgg": lambda kind: vgg(kind, ((8,), (24, 24), (48, 48)), in_channels=1),
     "fashion-resnet": lambda kind: ResNet(kind, (16, 32), (0,), nn.Conv2d(1, 16, 3, padding=1, stride=2), 10),
-    "cifar-vgg": lambda kind: vgg(kind, ((16,), (48, 48), (96, 96))),
+    "cifar-vgg": lambda kind: vgg(kind, ((8,), (48, 48), (96, 96))),
 }
 
 

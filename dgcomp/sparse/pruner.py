@@ -85,7 +85,8 @@ class Pruner:
 
     A weight once pruned stays zero, and its gradient is zero from the backward pass on, so that gradient compression
     and clipping never spend anything on it; both hold as long as the pruner lives. In a distributed run rank 0's masks
-    are broadcast whenever they change, so that all ranks have the same ones to the bit. Raises ValueError for NaN weights and for names that do not exist.
+    are broadcast whenever they change, so that all ranks have the same ones to the bit. Raises ValueError for NaN
+    weights and for names that do not exist.
     """
 
     def __init__(
