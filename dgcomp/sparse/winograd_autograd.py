@@ -25,7 +25,7 @@ TILES_PER_BLOCK = 256
 def is_fusable(x: Tensor, weight: Tensor, tile: int) -> bool:
     """Whether `FusedWinograd` can run: float32 or float64 on the CPU, F(2x2, 3x3), outside of torch.compile."""
     plain = x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
-    return tile == 2 and plain and x.numel() > 0 and not torch.compiler.is_compiling()
+    return tile == 2 and plain and not torch.compiler.is_compiling()
 
 
 class FusedWinograd(torch.autograd.Function):
