@@ -7,49 +7,41 @@
     python benchmarks/sparse.py prune --fashion FOLDER --seconds 150   # three ways to prune; call again to go on
     python benchmarks/sparse.py render                         # Markdown and the plot from the rows so far
 
-FOLDER of --fashion holds Fashion-MNIST's four idx.gz files (Debian package dataset-fashion-mnist); --graphs holds
-wiki-Vote.mtx, facebook_combined.txt and p2p-Gnutella31.e; --cifar is an npz of CIFAR-10 as JPEG. Every command appends
-rows to benchmarks/results/sparse.json. Timings are medians; all contestants of a row run in turn in one process.
+FOLDER of --fashion holds Fashion-MNIST's four idx.gz files (without it they are looked for and downloaded); --graphs
+holds wiki-Vote.mtx, facebook_combined.txt and p2p-Gnutella31.e; --cifar holds CIFAR-10. Every command appends rows to
+benchmarks/results/sparse.json. Timings are medians; all contestants of a row run in turn in one process.
 """
 
 import argparse
-import fcntl
-import gzip
-import io
-import json
-import platform
 import resource
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.sparse_rows import RESULTS, append, medians_ms, read_rows
+from benchmarks.sparse_training import METHODS, TASKS, prune, walk
 from dgcomp import sparse
-from dgcomp.sparse.networks import ResNet, vgg
-
-RESULTS = Path(__file__).parent / "results" / "sparse.json"
-KINDS = ("spatial", "winograd", "winograd-relu")
-DENSITIES = (1.0, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["matvec", "conv", "spgemm", "walk", "prune", "render"])
     parser.add_argument("--graphs", type=Path, default=Path("../shared/data/graphs"))
-    parser.add_argument("--fashion", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
-    parser.add_argument("--cifar", type=Path, default=Path("../shared/data/cifar10/cifar10_jpeg.npz"))
+    parser.add_argument("--fashion", type=Path)
+    parser.add_argument("--cifar", type=Path, default=Path("../shared/data/cifar10"))
     parser.add_argument("--checkpoints", type=Path, default=Path("~/.cache/dgcomp-bench").expanduser())
     parser.add_argument("--task", choices=list(TASKS), default="fashion-vgg")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=150, help="stop before a stage that begins later than this")
     parser.add_argument("--repeats", type=int, default=15)
@@ -57,41 +49,6 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
     {"matvec": matvec, "conv": conv, "spgemm": spgemm, "walk": walk, "prune": prune, "render": render}[args.what](args)
-
-
-# ---------------------------------------------------------------------------------------------- rows and times
-
-
-def append(row: dict[str, Any]) -> None:
-    """Append a row with where and how it was measured, and print it."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    row |= {
-        "commit": commit.stdout.strip(),
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "command": " ".join(["python", *sys.argv]),
-    }
-    with (Path(tempfile.gettempdir()) / "dgcomp-sparse.lock").open("w") as lock:  # several commands may run at a time
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        RESULTS.write_text(json.dumps([*read_rows(), row], indent=1) + "\n")
-    print(json.dumps(row), flush=True)
-
-
-def read_rows() -> list[dict[str, Any]]:
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-
-
-def medians_ms(contestants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each; they take turns, so that a disturbance meets all of them."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for run in contestants.values():
-        run()
-    for _ in range(repeats):
-        for name, run in contestants.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: round(statistics.median(values), 3) for name, values in times.items()}
 
 
 # ---------------------------------------------------------------------------------------------- kernels
@@ -203,167 +160,6 @@ def rmat(scale: int, num_edges: int) -> np.ndarray:
     return pairs
 
 
-# ---------------------------------------------------------------------------------------------- data and training
-
-
-def fashion(folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Fashion-MNIST: images [n, 1, 28, 28] of zero mean and unit variance, labels; train then test."""
-    parts = []
-    for split in ("train", "t10k"):
-        images = gzip.decompress((folder / f"{split}-images-idx3-ubyte.gz").read_bytes())
-        labels = gzip.decompress((folder / f"{split}-labels-idx1-ubyte.gz").read_bytes())
-        pixels = torch.frombuffer(bytearray(images[16:]), dtype=torch.uint8).view(-1, 1, 28, 28)
-        parts += [
-            (pixels.float() / 255 - 0.286) / 0.353,
-            torch.frombuffer(bytearray(labels[8:]), dtype=torch.uint8).long(),
-        ]
-    return parts[0], parts[1], parts[2], parts[3]
-
-
-def cifar(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """CIFAR-10 (JPEG): images [n, 3, 32, 32] of about zero mean and unit variance, labels; train then test."""
-    from PIL import Image
-
-    parts = []
-    with np.load(path) as file:
-        for split in ("train", "test"):
-            stream, ends = file[f"{split}_jpeg"].tobytes(), np.cumsum(file[f"{split}_jpeg_len"], dtype=np.int64)
-            starts = np.concatenate([[0], ends[:-1]])
-            decoded = [np.asarray(Image.open(io.BytesIO(stream[s:e]))) for s, e in zip(starts, ends, strict=True)]
-            pixels = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
-            parts += [(pixels.float() / 255 - 0.46) / 0.25, torch.from_numpy(file[f"{split}_y"].astype(np.int64))]
-    return parts[0], parts[1], parts[2], parts[3]
-
-
-TASKS: dict[str, Callable[[Any], nn.Module]] = {
-    "fashion-vgg": lambda kind: vgg(kind, ((16,), (32, 32), (64, 64)), in_channels=1),
-    "fashion-resnet": lambda kind: ResNet(kind, (16, 32), (0,), nn.Conv2d(1, 16, 3, padding=1, stride=2), 10),
-    "cifar-vgg": lambda kind: vgg(kind, ((32, 32), (64, 64), (128,))),
-}
-DENSE_STEPS, PRUNED_STEPS, BATCH = 800, 250, 128
-
-
-def train(model: nn.Module, data: Any, steps: int, rate: float, seed: int, after_step: Callable[[], None]) -> None:
-    """SGD with Nesterov momentum and a cosine to zero; horizontal flips, batches drawn by the seed."""
-    images, labels = data[:2]
-    draw = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    model.train()
-    for _ in range(steps):
-        index = torch.randint(len(images), (BATCH,), generator=draw)
-        x = images[index]
-        if x.ndim == 4 and torch.rand((), generator=draw) < 0.5:
-            x = x.flip(3)
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), labels[index]).backward()
-        optimizer.step()
-        cosine.step()
-        after_step()
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, data: Any) -> float:
-    """Percent of the test images."""
-    model.eval()
-    batches = zip(data[2].split(500), data[3].split(500), strict=True)
-    return 100 * sum(int((model(x).argmax(1) == y).sum()) for x, y in batches) / len(data[3])
-
-
-def prune(args: argparse.Namespace) -> None:
-    """Train each kind of convolution, then prune step by step; one row for each density, resumable between rows."""
-    started = time.monotonic()
-    data = cifar(args.cifar) if args.task.startswith("cifar") else fashion(args.fashion)
-    done = {(r["task"], r["method"], r["density"], r["seed"]) for r in read_rows() if r["what"] == "prune"}
-    args.checkpoints.mkdir(parents=True, exist_ok=True)
-    for seed in range(args.seeds):
-        for density in DENSITIES:
-            for kind in KINDS:
-                if (args.task, kind, density, seed) in done:
-                    continue
-                if time.monotonic() - started > args.seconds:
-                    return
-                stage(args.task, kind, density, seed, data, args.checkpoints / f"{args.task}-{kind}-{seed}.pt")
-
-
-def three_by_three(model: nn.Module) -> list[str]:
-    """Names of the 3x3 convolutions that are pruned: all but the first, which stays as it is."""
-    kinds = (nn.Conv2d, sparse.WinogradReLUConv2d)
-    names = [
-        n for n, m in model.named_modules() if isinstance(m, kinds) and getattr(m, "kernel_size", (3, 3)) == (3, 3)
-    ]
-    return names[1:]
-
-
-def stage(task: str, kind: str, density: float, seed: int, data: Any, checkpoint: Path) -> None:
-    """Go from the last density of this network to the next, and append the row."""
-    torch.manual_seed(seed)
-    model = TASKS[task](kind)
-    pruner = sparse.Pruner(model, lambda step: density, layers=three_by_three(model))
-    if density < 1:
-        saved = torch.load(checkpoint)
-        model.load_state_dict(saved["model"])
-        pruner.load_state_dict(saved["pruner"])
-    steps, rate = (DENSE_STEPS, 0.1) if density == 1 else (PRUNED_STEPS, 0.03)
-    start = time.perf_counter()
-    train(model, data, steps, rate, 1000 * seed + round(100 * density), pruner.step)
-    torch.save({"model": model.state_dict(), "pruner": pruner.state_dict()}, checkpoint)
-    count = sparse.count_multiplies(model, data[2][:256])
-    row = {"what": "prune", "task": task, "method": kind, "density": density, "seed": seed}
-    figures = {"accuracy": accuracy(model, data), "reduction": round(count.reduction, 3), "multiplies": count.sparse}
-    append(row | figures | {"seconds": round(time.perf_counter() - start, 1)})
-
-
-# ---------------------------------------------------------------------------------------------- the whole way
-
-
-def walk(args: argparse.Namespace) -> None:
-    """Prune, share, compress and run a fully connected network on Fashion-MNIST: sizes and accuracy at each step."""
-    data = tuple(part.flatten(1) if part.ndim == 4 else part for part in fashion(args.fashion))
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 10))
-    linears = [layer for layer in model if isinstance(layer, nn.Linear)]
-    weights = sum(layer.weight.numel() for layer in linears)
-
-    def note(step: str, bits: float, percent: float | None = None, **more: Any) -> None:
-        percent = accuracy(model, data) if percent is None else percent
-        append({"what": "walk", "step": step, "accuracy": percent, "kilobytes": round(bits / 8192, 1)} | more)
-
-    train(model, data, 3000, 0.05, 0, lambda: None)
-    note("dense float32", 32 * weights)
-    for density in (0.5, 0.3, 0.2, 0.1):
-        pruner = sparse.Pruner(model, sparse.OneShot(density), layers=["0", "2"])
-        train(model, data, 700, 0.02, round(100 * density), pruner.step)
-    kept = sum(int((layer.weight != 0).sum()) for layer in linears)
-    note("pruned to 10 %, CSR", 64 * kept)
-    for layer in linears:
-        sparse.share_weights(layer)
-    note("4-bit codebooks, as clustered", 8 * kept)
-    train(model, data, 700, 0.0005, 7, lambda: None)
-    for layer in linears:
-        sparse.unshare_weights(layer)
-    note("centroids fine-tuned", 8 * kept)
-    matrices = [sparse.EIEMatrix.from_dense(layer.weight, num_pes=64) for layer in linears]
-    for matrix, layer in zip(matrices, linears, strict=True):
-        assert torch.equal(matrix.to_dense(), layer.weight)
-    reports = [sparse.size_report(matrix) for matrix in matrices]
-    x = data[2]
-    for matrix, layer, last in zip(matrices, linears, (False, False, True), strict=True):
-        x = matrix.matmul(x) + layer.bias.detach()
-        x = x if last else x.relu()
-    percent = 100 * float((x.argmax(1) == data[3]).float().mean())
-    entry_bits = sum(8 * matrix.num_entries for matrix in matrices)
-    note("EIEMatrix, entries alone", entry_bits, percent)
-    note("EIEMatrix with pointers and codebooks", sum(r.eie_bits for r in reports), percent)
-    note("the same, Huffman-coded", sum(r.huffman_bits for r in reports), percent)
-    hidden = (matrices[0].matvec(data[2][0]) + linears[0].bias.detach()).relu()
-    torch.set_num_threads(1)
-    dense = linears[1].weight.detach()
-    figures = medians_ms({"eie": lambda: matrices[1].matvec(hidden), "dense": lambda: dense @ hidden}, 51)
-    active = round(float((hidden != 0).float().mean()), 3)
-    note("matvec of the 1024-512 layer", 8 * matrices[1].num_entries, percent, ms=figures, active=active)
-
-
 # ---------------------------------------------------------------------------------------------- documents
 
 
@@ -428,7 +224,7 @@ def plot(rows: list[dict[str, Any]]) -> None:
     tasks = sorted({row["task"] for row in rows})
     figure, axes = plt.subplots(1, len(tasks), figsize=(6 * len(tasks), 4.5), squeeze=False)
     for axis, task in zip(axes[0], tasks, strict=True):
-        for kind in KINDS:
+        for kind in METHODS:
             groups = [r for r in summary([x for x in rows if x["task"] == task]) if r["method"] == kind]
             points = [(float(r["reduction"]), float(r["accuracy %"].split()[0])) for r in groups]
             axis.plot(*zip(*points, strict=True), marker="o", label=kind) if points else None

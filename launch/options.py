@@ -105,6 +105,10 @@ class TrainOptions:
     """bf16: autocast of forward and loss"""
     quant: str | None = None
     """train and test in low precision: weight/activation bits 4/4, scales per vector 4/8/6/10 (docs/quantization.md)"""
+    prune: str | None = None
+    """keep a share of the weights: 0.1; 0.1@500 from step 500; 0.1@500-2500 gradually; 0.5,0.1@700: 700 steps each"""
+    winograd: bool = False
+    """3x3 convolutions of stride 1 get Winograd-domain weights and the ReLU behind their transform (image models)"""
     seed: int = 0
     """same seed, options and number of ranks: same run, bit for bit"""
 
@@ -153,6 +157,8 @@ class Options:
             raise UsageError("--resume needs --checkpoint-folder, the folder that holds the checkpoint")
         if self.train.nesterov and self.data.task != "image":
             raise UsageError(f"--nesterov is for --task image, not {self.data.task}, which trains without momentum")
+        if self.train.winograd and self.data.task != "image":
+            raise UsageError(f"--winograd is for --task image, not {self.data.task}, which has no 3x3 convolutions")
 
     @property
     def model_name(self) -> ModelName:
@@ -198,6 +204,8 @@ def _check_ranges(options: Options) -> None:
         _check_hardware(options.run.hardware)
     if train.quant is not None:
         _check_quant(train.quant)
+    if train.prune is not None:
+        _check_prune(train.prune)
 
 
 def _check_hardware(text: str) -> None:
@@ -220,6 +228,16 @@ def _check_quant(text: str) -> None:
         context_from_flag(text, model=None)
     except ValueError as error:
         raise UsageError(f"--quant: {error}") from None
+
+
+def _check_prune(text: str) -> None:
+    """Raise UsageError for a schedule that `dgcomp.sparse` does not understand, before any data is loaded."""
+    from dgcomp.sparse.options import parse_schedule
+
+    try:
+        parse_schedule(text)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from None
 
 
 def parse_options(arguments: Sequence[str] | None = None, *, quiet: bool = False) -> Options:

@@ -34,6 +34,7 @@ from launch.tasks import Part, Task, build_task, seed_of
 
 if TYPE_CHECKING:
     from dgcomp.hwmodel import Profile
+    from dgcomp.sparse import Pruner
 
 __all__ = ["learning_rate_factor", "main", "train"]
 
@@ -129,6 +130,7 @@ class _Run:
     exchange: Exchange
     precision: AbstractContextManager[Any]
     clip_norm: float | None
+    pruner: "Pruner | None"
     meter: Meter
     step: int
     history: list[float]
@@ -147,6 +149,7 @@ def _prepare(options: Options, device: torch.device) -> _Run:
         task.model, task.optimizer, options, steps_per_epoch=task.steps_per_epoch, clip_norm=clip_norm
     )
     precision = _precision(options, task)
+    pruner = _pruner(options, task)
     step, history, totals = 0, [], {}
     folder = options.run.checkpoint_folder
     found = load_checkpoint(folder) if options.run.resume and folder is not None else None
@@ -157,11 +160,13 @@ def _prepare(options: Options, device: torch.device) -> _Run:
         _check_fits(shared["made_by"], _made_by(options, task))
         task.model.load_state_dict(shared["model"])
         task.optimizer.load_state_dict(shared["optimizer"])
+        if pruner is not None:
+            pruner.load_state_dict(shared["pruner"])
         exchange.load_state_dict(own["exchange"])  # the means in it, unless all ranks bring their own
         if is_own:
             task.load_state_dict(own["task"])
         step, history, totals = shared["step"], shared["history"], shared["totals"]
-    return _Run(options, task, exchange, precision, clip_norm, Meter(exchange, totals, step), step, history)
+    return _Run(options, task, exchange, precision, clip_norm, pruner, Meter(exchange, totals, step), step, history)
 
 
 def _build_together(options: Options, device: torch.device) -> Task:
@@ -197,6 +202,16 @@ def _precision(options: Options, task: Task) -> AbstractContextManager[Any]:
         return context_from_flag(options.train.quant, task.model)
     except ValueError as error:
         raise UsageError(f"--quant: {error}") from None
+
+
+def _pruner(options: Options, task: Task) -> "Pruner | None":
+    """Zeroes weights after every step as --prune asks for it, the same ones on every rank."""
+    if options.train.prune is None:
+        return None
+    from dgcomp.sparse import Pruner  # compiles kernels: only for those who ask
+    from dgcomp.sparse.options import parse_schedule
+
+    return Pruner(task.model, parse_schedule(options.train.prune))
 
 
 def _check_batch_size(batch_size: int, accumulate: int) -> None:
@@ -269,6 +284,8 @@ def _train_step(run: _Run, step: int) -> tuple[float, float]:
         if run.clip_norm is not None and not exchange.clips_itself:
             torch.nn.utils.clip_grad_norm_(task.model.parameters(), run.clip_norm)
         task.optimizer.step()
+        if run.pruner is not None:
+            run.pruner.step()
     meter.end_step()
     return total_loss, task.optimizer.param_groups[0]["lr"]
 
@@ -301,9 +318,10 @@ def _evaluate(run: _Run) -> float:
 def _epoch_line(run: _Run, is_whole: bool) -> str:
     totals = run.meter.totals()
     name = f"epoch {run.step // run.task.steps_per_epoch}" if is_whole else f"step {run.step}"
+    kept = f", {run.pruner.density:.1%} of the weights kept" if run.pruner is not None else ""
     return (
         f"{name}: {run.task.metric} {run.history[-1]:.2f}, {totals['seconds']:.0f} s, "
-        f"{totals['bytes_sent'] / 1e6:.3g} MB sent by each rank"
+        f"{totals['bytes_sent'] / 1e6:.3g} MB sent by each rank{kept}"
     )
 
 
@@ -316,12 +334,14 @@ def _made_by(options: Options, task: Task) -> dict[str, Any]:
         "compress": options.compress.compress,
         "batch-size": task.batch_size,
         "quant": options.train.quant,
+        "prune": options.train.prune,
+        "winograd": options.train.winograd or None,
     }
 
 
 def _check_fits(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     for name, value in wanted.items():
-        if saved.get(name) != value:  # checkpoints older than --quant do not name it
+        if saved.get(name) != value:  # checkpoints older than an option do not name it
             raise UsageError(
                 f"the checkpoint was made with {name} {saved.get(name)}, not {value}: "
                 "give the same options or another --checkpoint-folder"
@@ -340,6 +360,7 @@ def _save(run: _Run, logs: Logs) -> str:
         "step": run.step,
         "history": run.history,
         "totals": run.meter.totals(),
+        "pruner": run.pruner.state_dict() if run.pruner is not None else None,
     }
     own = {"exchange": run.exchange.state_dict(), "task": run.task.state_dict()}
     try:

@@ -1,7 +1,7 @@
 """Sparse algorithms: pruning, EIE's compressed weights, Winograd-ReLU convolutions, sparse matrix products."""
 
 from dgcomp.sparse.activity import ActivityMeter
-from dgcomp.sparse.eie import EIEMatrix
+from dgcomp.sparse.eie import EIEMatrix, expected_padding
 from dgcomp.sparse.group_weights import GroupWeights
 from dgcomp.sparse.multiplies import MultiplyCount, count_multiplies
 from dgcomp.sparse.patterns import NM, Balanced, Blocks, Unstructured
@@ -30,6 +30,7 @@ __all__ = [
     "Unstructured",
     "WinogradReLUConv2d",
     "count_multiplies",
+    "expected_padding",
     "huffman_bits",
     "share_weights",
     "size_report",

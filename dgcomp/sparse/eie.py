@@ -21,7 +21,7 @@ from dgcomp.sparse import eie_kernels as kernels
 from dgcomp.sparse.codebook import assign_codes, fit_codebook
 from dgcomp.sparse.threads import run_in_threads, split_evenly
 
-__all__ = ["EIEMatrix"]
+__all__ = ["EIEMatrix", "expected_padding"]
 
 Array = npt.NDArray[Any]
 FILE_FORMAT = "dgcomp.eie.1"
@@ -217,6 +217,24 @@ class EIEMatrix:
             raise ValueError(f"{path} must hold lengths that add up to its {len(matrix.entries)} entries")
         matrix._decoded()  # raises for entries outside the matrix, which the products would not notice
         return matrix
+
+
+def expected_padding(density: float, *, index_bits: int = 4, rows_per_pe: int | None = None) -> float:
+    """Padding entries for each nonzero of a weight whose nonzeros are independent, each there with share `density`.
+
+    In an endless column it is q / (1 - q) with q = (1 - density) ** span and span = 2**index_bits. A column that holds
+    `rows_per_pe` rows of a PE has an edge: before position i at most i // span paddings fit, so a nonzero there has
+    q + q**2 + ... + q**(i // span) of them on average, and the mean over i is exact. Raises ValueError for a density
+    outside of (0, 1].
+    """
+    if not 0 < density <= 1:
+        raise ValueError(f"density must be in (0, 1], got {density}")
+    span = 2**index_bits
+    q = (1 - density) ** span
+    if rows_per_pe is None:
+        return q / (1 - q)
+    most = np.arange(rows_per_pe) // span
+    return float(np.mean(q * (1 - q**most) / (1 - q)))
 
 
 _SCALARS = ("rows", "num_pes", "index_bits", "codebook_bits", "has_bias")

@@ -1,13 +1,15 @@
 """W4A16: 4-bit weights with one scale for a group of columns, activations in 16 bits or more.
 
 EIE's recipe (4-bit weights, 16-bit arithmetic) as language models use it today: the codebook has become a uniform
-grid, the codebook's place is taken by group-wise scales.
+grid, the codebook's place is taken by group-wise scales. The nibbles are stored by `dgcomp.quant.vector`.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from dgcomp.quant.vector import pack_codes, unpack_codes
 
 __all__ = ["GroupWeights"]
 
@@ -19,7 +21,7 @@ class GroupWeights:
     """A weight [rows, columns] in 4 bits a value and one float16 scale for `group` columns of a row."""
 
     packed: Tensor
-    """uint8 [rows, columns / 2]; value + 8 in four bits, the even column in the low ones."""
+    """uint8 [rows, columns / 2]; two's complement in four bits, the even column in the low ones."""
     scales: Tensor
     """float16 [rows, columns / group]"""
 
@@ -37,9 +39,8 @@ class GroupWeights:
             raise ValueError("weight must be finite, got NaN or infinity")
         groups = weight.detach().float().unflatten(1, (-1, group))
         scales = (groups.abs().amax(dim=2) / LARGEST).clamp(min=torch.finfo(torch.float16).tiny).half()
-        codes = (groups / scales.float()[..., None]).round().clamp(-LARGEST, LARGEST).flatten(1).to(torch.int8) + 8
-        codes = codes.to(torch.uint8)
-        return cls(codes[:, ::2] | codes[:, 1::2] << 4, scales)
+        codes = (groups / scales.float()[..., None]).round().clamp(-LARGEST, LARGEST)
+        return cls(pack_codes(codes, bits=4), scales)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -53,7 +54,7 @@ class GroupWeights:
 
     def to_dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The rounded weight [rows, columns]."""
-        codes = torch.stack([self.packed & 15, self.packed >> 4], dim=2).flatten(1).to(dtype) - 8
+        codes = unpack_codes(self.packed, 4, True, self.shape[1]).to(dtype)
         groups = codes.view(self.shape[0], self.scales.shape[1], -1)
         return (groups * self.scales.to(dtype)[..., None]).flatten(1)
 

@@ -4,8 +4,10 @@ Han et al., "Learning both Weights and Connections for Efficient Neural Networks
 pruning); Zhu and Gupta, "To prune, or not to prune", 2017, equation 1 (cubic schedule).
 """
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,8 +83,10 @@ class Pruner:
     layers : names, optional
         What to prune; by default all convolutions and linear layers but the first convolution, as in the papers.
 
-    A weight once pruned stays zero. In a distributed run rank 0's masks are broadcast whenever they change, so that
-    all ranks have the same ones to the bit. Raises ValueError for NaN weights and for names that do not exist.
+    A weight once pruned stays zero, and its gradient is zero from the backward pass on, so that gradient compression
+    and clipping never spend anything on it; both hold as long as the pruner lives. In a distributed run rank 0's masks
+    are broadcast whenever they change, so that all ranks have the same ones to the bit. Raises ValueError for NaN
+    weights and for names that do not exist.
     """
 
     def __init__(
@@ -110,6 +114,9 @@ class Pruner:
         self.masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self.weights.items()}
         self.num_steps = 0
         self.density = 1.0
+        for name, weight in self.weights.items():
+            if weight.requires_grad:
+                weight.register_hook(partial(_mask_gradient, weakref.ref(self), name))
 
     def step(self) -> None:
         """Count a step, prune further where the schedule asks for it, and zero every pruned weight."""
@@ -124,11 +131,9 @@ class Pruner:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Zero the pruned weights and their gradients."""
+        """Zero the pruned weights."""
         for name, weight in self.weights.items():
             weight.mul_(self.masks[name])
-            if weight.grad is not None:
-                weight.grad.mul_(self.masks[name])
 
     @torch.no_grad()
     def _update_masks(self) -> None:
@@ -168,3 +173,8 @@ class Pruner:
         self.num_steps, self.density = state["num_steps"], state["density"]
         self.masks = {name: state["masks"][name].to(mask.device) for name, mask in self.masks.items()}
         self.apply()
+
+
+def _mask_gradient(pruner: "weakref.ref[Pruner]", name: str, grad: Tensor) -> Tensor:
+    alive = pruner()
+    return grad if alive is None else grad * alive.masks[name]

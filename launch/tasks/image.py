@@ -50,6 +50,10 @@ class ImageTask:
             raise UsageError(f"--batch-size {self.batch_size} is more than {available}")
         depth = int(options.model_name.removeprefix("resnet"))
         model = resnet(depth, in_channels=self.data.train_images.shape[1])
+        if options.train.winograd:
+            from dgcomp.sparse.options import convert_to_winograd  # compiles kernels: only for those who ask
+
+            convert_to_winograd(model)
         self.model: nn.Module = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = _optimizer(self.model, options)
         self._order = lru_cache(maxsize=1)(self._epoch_order)

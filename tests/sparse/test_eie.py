@@ -1,5 +1,6 @@
 """EIE's format against the paper's own example, against dense products, and against its closed forms."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgcomp.sparse import EIEMatrix
+from dgcomp.sparse import EIEMatrix, expected_padding
 
 VALUES = torch.tensor([-2.0, -1.5, -1.0, -0.75, -0.5, -0.25, -0.125, 0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0])
 # Table III of the paper: inputs, outputs, weight density
@@ -30,13 +31,6 @@ def random_layer(rows: int, columns: int, density: float, seed: int = 0) -> torc
     generator = torch.Generator().manual_seed(seed)
     values = VALUES[torch.randint(len(VALUES), (rows, columns), generator=generator)]
     return values * (torch.rand(rows, columns, generator=generator) < density)
-
-
-def expected_padding(rows_per_pe: int, density: float, span: int) -> float:
-    """Paddings per nonzero of a column of finite length: mean over positions of sum_m P(gap >= m * span)."""
-    empty = (1 - density) ** span
-    possible = np.arange(rows_per_pe) // span  # most paddings that fit before each position
-    return float(np.mean(empty * (1 - empty**possible) / (1 - empty)))
 
 
 def slow_entries(weight: torch.Tensor, num_pes: int, index_bits: int) -> list[list[list[tuple[float, int]]]]:
@@ -111,20 +105,33 @@ def test_table_iii_layers_round_trip_at_eight_bits_an_entry(layer: str) -> None:
     assert torch.equal(matrix.to_dense(), weight)
     assert matrix.entries.nbytes * 8 == 8 * matrix.num_entries  # 4 + 4 bits, in memory as in the format
     padding = matrix.num_entries / matrix.num_nonzeros - 1
-    assert padding == pytest.approx(expected_padding(-(-rows // 64), density, 16), rel=0.02, abs=2e-3)
+    assert padding == pytest.approx(expected_padding(density, rows_per_pe=-(-rows // 64)), rel=0.02, abs=2e-3)
     pointer_bits = 64 * (columns + 1) * 32
     assert matrix.size_bits() == 8 * matrix.num_entries + pointer_bits + 16 * 16
 
 
-@pytest.mark.parametrize("density", [0.04, 0.09, 0.25])
-def test_padding_of_long_columns_matches_the_closed_form(density: float) -> None:
-    weight = random_layer(4096, 1000, density)
-    matrix = EIEMatrix.from_dense(weight, num_pes=1)
-    empty = (1 - density) ** 16
+@pytest.mark.parametrize("layer", ["Alex-7", "NT-We", "NT-LSTM", "VGG-7"])
+def test_padding_of_long_columns_matches_the_closed_form(layer: str) -> None:
+    columns, rows, density = (TABLE_III | LARGE)[layer]
+    # one PE, and its columns one under the other: as long as a column can be with so many weights
+    matrix = EIEMatrix.from_dense(random_layer(rows * columns // 64, 64, density), num_pes=1)
     padding = matrix.num_entries / matrix.num_nonzeros - 1
-    # 2 %, plus two standard errors of the sample where paddings are rare
-    error = 2 * (empty / (density * weight.numel())) ** 0.5
-    assert padding == pytest.approx(empty / (1 - empty), rel=0.02, abs=error)
+    assert padding == pytest.approx(expected_padding(density), rel=0.02)
+    assert expected_padding(density, rows_per_pe=10**6) == pytest.approx(expected_padding(density), rel=1e-3)
+
+
+def test_expected_padding_by_enumeration() -> None:
+    """Every column of 7 rows, weighted with its probability; gaps of up to 1 in an index of one bit."""
+    density, paddings, nonzeros = 0.3, 0.0, 0.0
+    for column in itertools.product((0.0, 1.0), repeat=7):
+        kept = sum(column)
+        share = density**kept * (1 - density) ** (7 - kept)
+        entries = slow_entries(torch.tensor(column)[:, None], 1, index_bits=1)[0][0]
+        paddings += share * (len(entries) - kept)
+        nonzeros += share * kept
+    assert paddings / nonzeros == pytest.approx(expected_padding(density, index_bits=1, rows_per_pe=7))
+    with pytest.raises(ValueError, match="density must be in"):
+        expected_padding(0.0)
 
 
 def test_short_columns_never_pad() -> None:

@@ -66,6 +66,21 @@ def test_masks_hold_while_the_optimizer_moves_on() -> None:
     assert model[0].weight.all()
 
 
+def test_gradients_of_pruned_weights_are_zero_as_long_as_the_pruner_lives() -> None:
+    model = small_model()
+    pruner = Pruner(model, OneShot(0.5))
+    pruner.step()
+    pruned = {name: ~mask for name, mask in pruner.masks.items()}
+    weights = pruner.weights
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    train_step(model, optimizer)
+    assert not any(weights[name].grad[zeros].any() for name, zeros in pruned.items())
+    assert all(weight.grad.any() for weight in weights.values())
+    del pruner
+    train_step(model, optimizer)
+    assert all(weights[name].grad[zeros].any() for name, zeros in pruned.items())
+
+
 def test_global_scope_has_one_threshold() -> None:
     model = small_model()
     pruner = Pruner(model, OneShot(0.3), scope="global")

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dgcomp.sparse import SparseWinogradConv2d, WinogradReLUConv2d, count_multiplies, transform_weight, winograd_conv2d
+from dgcomp.sparse import winograd_autograd as by_hand
 from dgcomp.sparse.networks import convpool_cnn_c, resnet18, vgg, vgg_nagadomi
+from dgcomp.sparse.winograd import transform_input, transform_output
 
 
 @settings(deadline=None, max_examples=40)
@@ -37,12 +39,54 @@ def test_relu_acts_after_the_transform() -> None:
     torch.testing.assert_close(layer(x)[0, 0], at @ m @ at.T)
 
 
+@pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("tile", [2, 4])
-def test_gradients(tile: int) -> None:
+def test_gradients(tile: int, relu: bool) -> None:
     layer = WinogradReLUConv2d(2, 3, tile=tile, dtype=torch.float64)
     x = torch.randn(2, 2, 5, 6, dtype=torch.float64, requires_grad=True)
     weight = layer.weight.detach().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, w: winograd_conv2d(x, w, tile=tile), (x, weight))
+    assert torch.autograd.gradcheck(lambda x, w: winograd_conv2d(x, w, tile=tile, relu=relu), (x, weight))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    batch=st.integers(1, 5), channels=st.integers(1, 5), filters=st.integers(1, 5), height=st.integers(3, 11),
+    width=st.integers(3, 11), padding=st.integers(0, 2), relu=st.booleans(), threads=st.integers(1, 2),
+    channels_last=st.booleans(),
+)  # fmt: skip
+def test_gradient_by_hand_equals_autograd(
+    batch: int, channels: int, filters: int, height: int, width: int, padding: int, relu: bool, threads: int,
+    channels_last: bool,
+) -> None:  # fmt: skip
+    torch.set_num_threads(threads)
+    x = torch.randn(batch, channels, height, width, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    weight = torch.randn(16, channels, filters, dtype=torch.float64)
+    inputs = x.requires_grad_(), weight.requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(by_hand, "TILES_PER_BLOCK", 20)  # several blocks of images, the last one smaller
+        y = winograd_conv2d(*inputs, padding=padding, relu=relu)
+        v = transform_input(x, padding=padding)
+        m = (weight.transpose(1, 2) @ (v.relu() if relu else v).flatten(2)).unflatten(2, v.shape[2:])
+        expected = transform_output(m, *y.shape[2:])
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+        grad = torch.randn_like(y)
+        torch.testing.assert_close(
+            torch.autograd.grad(y, inputs, grad), torch.autograd.grad(expected, inputs, grad), rtol=0, atol=1e-12
+        )
+
+
+def test_gradient_by_hand_at_the_edges() -> None:
+    layer = WinogradReLUConv2d(3, 2)
+    layer(torch.randn(2, 3, 6, 6)).sum().backward()  # an input that needs no gradient
+    assert layer.weight.grad.any()
+    assert layer(torch.randn(0, 3, 6, 6)).shape == (0, 2, 6, 6)
+    x = torch.randn(1, 3, 6, 6)
+    x[0, 1, 2, 3] = torch.nan
+    assert torch.isnan(layer(x)[..., 2:4, 2:4]).all()
+    (grad,) = torch.autograd.grad(layer(x.requires_grad_()).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
 
 
 def test_starts_from_a_spatial_convolution() -> None:

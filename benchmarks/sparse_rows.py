@@ -1,0 +1,75 @@
+"""The rows of results/sparse.json: added, read and timed for the sparse benchmarks."""
+
+import fcntl
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+
+__all__ = ["RESULTS", "Row", "append", "medians_ms", "read_rows"]
+
+RESULTS = Path(__file__).parent / "results" / "sparse.json"
+FOLDER_OPTIONS = ("--graphs", "--fashion", "--cifar", "--checkpoints")
+
+Row = dict[str, Any]
+
+
+def append(row: Row) -> None:
+    """Append a row with where and how it was measured, and print it."""
+    row = row | _surroundings()
+    with (Path(tempfile.gettempdir()) / "dgcomp-sparse.lock").open("w") as lock:  # several commands may run at a time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        rows = [json.dumps(each) for each in [*read_rows(), row]]
+        RESULTS.write_text("[\n" + ",\n".join(rows) + "\n]\n")
+    print(json.dumps(row), flush=True)
+
+
+def read_rows(*what: str) -> list[Row]:
+    """Rows so far, of the named kinds where any is named."""
+    rows: list[Row] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    return [row for row in rows if not what or row["what"] in what]
+
+
+def _surroundings() -> Row:
+    root = Path(__file__).parents[1]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
+    words = ["python", "benchmarks/sparse.py"]
+    for word in sys.argv[1:]:  # a folder of this machine would tell nobody anything
+        words.append("FOLDER" if words[-1] in FOLDER_OPTIONS else word)
+    return {
+        "commit": commit.stdout.strip(),
+        "versions": f"torch {torch.__version__}, numpy {np.__version__}, scipy {scipy.__version__}",
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "command": " ".join(words),
+    }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def medians_ms(contestants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median milliseconds of each; they take turns, so that a disturbance meets all of them."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for run in contestants.values():
+        run()
+    for _ in range(repeats):
+        for name, run in contestants.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: round(statistics.median(values), 3) for name, values in times.items()}
