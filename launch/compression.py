@@ -100,12 +100,11 @@ class PowerSGDExchange(Exchange):
 class DGCExchange(Exchange):
     """dgcomp's Deep Gradient Compression hook; SGD's momentum and weight decay move into it."""
 
-    clips_itself = True
-
     def __init__(
         self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer, config: dgcomp.DGCConfig
     ) -> None:
         super().__init__(ddp)
+        self.clips_itself = config.clip_norm is not None
         self.warmup_steps = config.warmup_steps
         self._state = dgcomp.attach(ddp, optimizer, config)
 
@@ -167,7 +166,10 @@ def _build_dgc(
             warmup_steps=round(options.compress.warmup_epochs * steps_per_epoch),
             warmup=options.compress.warmup,
             seed=options.train.seed,
-            clip_norm=clip_norm,
+            mode=options.compress.mode,
+            momentum_masking=options.compress.masking == "on",
+            keep_learning_rate=options.compress.late_rate == "keep",
+            clip_norm=clip_norm if options.compress.clipping == "local" else None,
             codec=options.compress.codec,
             leftover_codec=options.compress.leftover_codec,
             exchange=options.compress.exchange,

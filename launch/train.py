@@ -31,6 +31,7 @@ from launch.stopping import StopRequest
 from launch.tasks import Part, Task, build_task, seed_of
 
 if TYPE_CHECKING:
+    from dgcomp import quant
     from dgcomp.hwmodel import Profile
 
 __all__ = ["learning_rate_factor", "main", "train"]
@@ -118,6 +119,7 @@ class _Run:
     task: Task
     exchange: Exchange
     clip_norm: float | None
+    quantization: "quant.autocast | None"
     meter: Meter
     step: int
     history: list[float]
@@ -147,7 +149,18 @@ def _prepare(options: Options, device: torch.device) -> _Run:
         if is_same_size:
             task.load_state_dict(own["task"])
         step, history, totals = shared["step"], shared["history"], shared["totals"]
-    return _Run(options, task, exchange, clip_norm, Meter(exchange, totals, step), step, history)
+    quantization = _quantization(options, task)
+    return _Run(options, task, exchange, clip_norm, quantization, Meter(exchange, totals, step), step, history)
+
+
+def _quantization(options: Options, task: Task) -> "quant.autocast | None":
+    """The context in which the model computes at --quantize-bits."""
+    bits = options.train.quantize_bits
+    if bits is None:
+        return None
+    from dgcomp import quant  # replaces functions of torch: only for those who ask
+
+    return quant.autocast(weights=bits, activations=bits, method="octav", model=task.model)
 
 
 def _build_together(options: Options, device: torch.device) -> Task:
@@ -226,7 +239,10 @@ def _train_step(run: _Run, step: int) -> tuple[float, float]:
             batch = task.batch(epoch, step_in_epoch, run.part(micro_batch))
         is_last = micro_batch == options.accumulate - 1
         with meter.phase("forward and backward"), nullcontext() if is_last else exchange.ddp.no_sync():
-            with torch.autocast(exchange.ddp.device.type, torch.bfloat16, enabled=options.amp == "bf16"):
+            with (
+                torch.autocast(exchange.ddp.device.type, torch.bfloat16, enabled=options.amp == "bf16"),
+                run.quantization or nullcontext(),
+            ):
                 loss = task.loss(exchange.ddp, batch) / options.accumulate
             loss.backward()  # type: ignore[no-untyped-call]
             total_loss += loss.item()
@@ -256,7 +272,8 @@ def _evaluate(run: _Run) -> float:
     # DDP copies rank 0's batch statistics to the others before a forward pass, so after the last one they differ
     for buffer in run.task.model.buffers():
         dist.broadcast(buffer, src=0)
-    total = run.task.evaluate(Part(dist.get_rank(), dist.get_world_size())).to(run.exchange.ddp.device)
+    with run.quantization or nullcontext():
+        total = run.task.evaluate(Part(dist.get_rank(), dist.get_world_size())).to(run.exchange.ddp.device)
     dist.all_reduce(total)
     value, count = total.tolist()
     return run.task.score(value / count)

@@ -50,7 +50,15 @@ def _every_task(rank: int, folder: Path) -> dict[str, Any]:
         "dgc": train(_options("image", "dgc", max_steps=8), CPU),
         "dgc adamw": train(_options("char-lm", "dgc", model="gpt"), CPU),
         "lstm": train(_options("word-lm", "dgc"), CPU),
+        "speech": train(_options("speech", "dgc"), CPU),
     }
+    quantized = _options("image", "dgc", model="vgg")
+    quantized = replace(quantized, train=replace(quantized.train, quantize_bits=4))
+    results["quantized"] = train(quantized, CPU)
+    dropping = _options("speech", "dgc")
+    ablation = {"mode": "error_feedback", "clipping": "after", "masking": "off", "late_rate": "current"}
+    dropping = replace(dropping, compress=replace(dropping.compress, **ablation))
+    results["without DGC's parts"] = train(dropping, CPU)
     accumulated = _options("image", "none")
     accumulated = replace(accumulated, train=replace(accumulated.train, accumulate=2, amp="bf16"))
     results["accumulated"] = train(accumulated, CPU)

@@ -1,0 +1,193 @@
+"""What is trained with what: tasks, methods, seeds and budgets, as command lines of launch/train.py.
+
+How the recipes were chosen, before any compressed run was looked at: the batch of a rank is small and the steps are
+many, because at a density of 0.1 % an entry waits for about 1,000 steps; the warm-up is a sixth of the run; and the
+learning rate is the best of a few with the dense baseline alone, on a seed that no table uses.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["BUDGETS", "METHODS", "TASKS", "TUNING", "Budget", "Method", "Run", "Task", "plan"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Options of launch/train.py that every method of a task shares, and what the task is for."""
+
+    title: str
+    options: tuple[str, ...]
+    warmup_epochs: float
+    methods: tuple[str, ...]
+    ranks: int = 4
+    is_perplexity: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """Options of launch/train.py that make a method, and how tables call it."""
+
+    title: str
+    options: tuple[str, ...]
+
+    def options_for(self, task: Task) -> tuple[str, ...]:
+        """The method's options, with the task's warm-up where it has none of its own."""
+        if "dgc" not in self.options or "--warmup-epochs" in self.options:
+            return self.options
+        return (*self.options, "--warmup-epochs", f"{task.warmup_epochs:g}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of the plan."""
+
+    task: str
+    method: str
+    seed: int
+    extra: tuple[str, ...] = ()
+    """options of launch/train.py on top of the recipe's; the later of two equal ones counts"""
+
+    @property
+    def name(self) -> str:
+        """Key of the run in results/accuracy.json."""
+        return "/".join([self.task, self.method, str(self.seed), *([" ".join(self.extra)] if self.extra else [])])
+
+    @property
+    def ranks(self) -> int:
+        return TASKS[self.task].ranks
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Command line of launch/train.py."""
+        task = TASKS[self.task]
+        return (*task.options, *METHODS[self.method].options_for(task), "--seed", str(self.seed), *self.extra)
+
+    @property
+    def command(self) -> str:
+        """What repeats the run."""
+        return f"torchrun --nproc-per-node {self.ranks} launch/train.py {' '.join(self.options)}"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Which runs are made, and for how long at most."""
+
+    seconds: float
+    tasks: tuple[str, ...]
+    main_seeds: tuple[int, ...]
+    other_seeds: tuple[int, ...]
+    is_smoke: bool = False
+
+
+_DGC = ("--compress", "dgc", "--density", "0.001")
+_PAPER = ("--codec", "paper", "--leftover-codec", "fp32")
+_INT4 = ("--codec", "int4", "--leftover-codec", "int4")
+
+METHODS = {
+    "dense": Method("dense DDP", ("--compress", "none")),
+    "dgc": Method("DGC, paper wire", (*_DGC, *_PAPER)),
+    "drop": Method(
+        "gradient dropping",
+        (*_DGC, *_PAPER, "--mode", "error_feedback", "--clipping", "after", "--warmup-epochs", "0"),
+    ),
+    "dgc-int4": Method("DGC, 4-bit values", (*_DGC, *_INT4)),
+    "dgc-no-correction": Method("DGC without momentum correction", (*_DGC, *_PAPER, "--mode", "error_feedback")),
+    "dgc-no-clipping": Method("DGC with clipping after the exchange", (*_DGC, *_PAPER, "--clipping", "after")),
+    "dgc-no-masking": Method("DGC without momentum masking", (*_DGC, *_PAPER, "--masking", "off")),
+    "dgc-no-warmup": Method("DGC without warm-up", (*_DGC, *_PAPER, "--warmup-epochs", "0")),
+    "dgc-current-rate": Method("DGC, late updates at the current rate", (*_DGC, *_PAPER, "--late-rate", "current")),
+    "dgc-1-percent": Method("DGC at 1 %", ("--compress", "dgc", "--density", "0.01", *_PAPER)),
+    "powersgd": Method("PowerSGD, rank 4", ("--compress", "powersgd", "--powersgd-rank", "4")),
+    "fp16": Method("fp16 hook", ("--compress", "fp16")),
+    "octav4": Method("dense DDP, OCTAV 4-bit training", ("--compress", "none", "--quantize-bits", "4")),
+    "dgc-octav4": Method("DGC, 4-bit values, OCTAV 4-bit training", (*_DGC, *_INT4, "--quantize-bits", "4")),
+    # the name that the first results were stored under
+    "dgc-paper": Method("DGC, paper wire", (*_DGC, *_PAPER)),
+}
+
+_PEERS = ("powersgd", "fp16")
+_MAIN = ("dense", "dgc", "drop", "dgc-int4")
+_MOMENTUM_PARTS = ("dgc-no-correction", "dgc-no-masking", "dgc-no-warmup", "dgc-current-rate")
+
+TASKS = {
+    "image": Task(
+        "Fashion-MNIST, small VGG, SGD with momentum",
+        (
+            *("--task", "image", "--model", "vgg", "--data", "fashion-mnist", "--size", "16000"),
+            *("--epochs", "6", "--batch-size", "32", "--learning-rate", "0.02"),
+        ),
+        warmup_epochs=1,
+        methods=(*_MAIN, *_MOMENTUM_PARTS, "dgc-1-percent", *_PEERS, "octav4", "dgc-octav4"),
+    ),
+    "speech": Task(
+        "Speech Commands, GRU, Nesterov momentum and clipping",
+        ("--task", "speech", "--model", "gru", "--epochs", "20", "--batch-size", "32", "--learning-rate", "0.1"),
+        warmup_epochs=3.3,
+        methods=(*_MAIN, *_MOMENTUM_PARTS, "dgc-no-clipping", "dgc-1-percent", *_PEERS),
+    ),
+    "word-lm": Task(
+        "King James Bible, word LSTM, SGD with clipping",
+        (
+            *("--task", "word-lm", "--model", "lstm", "--data", "king-james", "--size", "200000"),
+            *("--vocabulary", "2000", "--width", "64", "--layers", "1", "--context", "20"),
+            *("--epochs", "5", "--batch-size", "16", "--learning-rate", "10"),
+        ),
+        warmup_epochs=0.8,
+        methods=(*_MAIN, "dgc-no-clipping", "dgc-no-warmup", "dgc-current-rate", "dgc-1-percent", *_PEERS),
+        is_perplexity=True,
+    ),
+    "char-gpt": Task(
+        "King James Bible, character GPT, AdamW",
+        (
+            *("--task", "char-lm", "--model", "gpt", "--data", "king-james", "--size", "400000"),
+            *("--width", "64", "--layers", "2", "--context", "64"),
+            *("--epochs", "4", "--batch-size", "8", "--learning-rate", "0.003"),
+        ),
+        warmup_epochs=0.7,
+        methods=(*_MAIN, "dgc-no-clipping", "dgc-no-warmup", "dgc-1-percent", *_PEERS, "octav4", "dgc-octav4"),
+        is_perplexity=True,
+    ),
+    "fashion-resnet8": Task(
+        "Fashion-MNIST, ResNet-8, SGD with momentum",
+        (
+            *("--task", "image", "--model", "resnet8", "--data", "fashion-mnist"),
+            *("--epochs", "6", "--batch-size", "64", "--learning-rate", "0.1", "--amp", "bf16"),
+        ),
+        warmup_epochs=1,
+        methods=("dense", "dgc-paper", "dgc-int4"),
+    ),
+}
+
+SMALL_TASKS = ("image", "speech", "word-lm", "char-gpt")
+BUDGETS = {
+    "2m": Budget(120, ("image", "word-lm"), (0,), (), is_smoke=True),
+    "30m": Budget(1800, SMALL_TASKS, (0,), ()),
+    "3h": Budget(10_800, SMALL_TASKS, (0, 1, 2), (0,)),
+    "24h": Budget(86_400, tuple(TASKS), (0, 1, 2, 3, 4), (0, 1, 2)),
+}
+
+TUNING_SEED = 9
+_RATES = {
+    "image": (("0.02", "0.05", "0.1"), 3),
+    "speech": (("0.05", "0.1", "0.2"), 8),
+    "word-lm": (("5", "10", "20"), 2),
+    "char-gpt": (("0.0015", "0.003", "0.006"), 2),
+}
+TUNING = tuple(
+    Run(task, "dense", TUNING_SEED, ("--learning-rate", rate, "--epochs", str(epochs)))
+    for task, (rates, epochs) in _RATES.items()
+    for rate in rates
+)
+"""the choice of each task's learning rate: a third to a half of its epochs, the dense baseline, another seed"""
+
+
+def plan(budget: Budget) -> Iterator[Run]:
+    """Runs of a budget, the most telling ones of all tasks first: a stop at any time leaves a balanced table."""
+    for seed in sorted({*budget.main_seeds, *budget.other_seeds}):
+        for is_main in (True, False):
+            for position in range(max(len(TASKS[task].methods) for task in budget.tasks)):
+                for task in budget.tasks:
+                    method = TASKS[task].methods[position : position + 1]
+                    seeds = budget.main_seeds if is_main else budget.other_seeds
+                    if method and (method[0] in _MAIN) == is_main and seed in seeds:
+                        yield Run(task, method[0], seed)
