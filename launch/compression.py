@@ -55,6 +55,10 @@ class Exchange:
             "bytes_dense_matrices": self._num_steps * self.num_matrix_values * 4,
         }
 
+    def flush(self) -> bool:
+        """Apply what is still held back, on every rank; False where nothing ever is. Collective."""
+        return False
+
     def state_dict(self) -> dict[str, Any]:
         """What this rank needs to go on; call it on every rank."""
         return {}
@@ -115,6 +119,10 @@ class DGCExchange(Exchange):
             "bytes_dense_matrices": stats.pop("sparse_bytes_dense"),
         }
         return {**stats, **matrices}
+
+    def flush(self) -> bool:
+        self._state.flush()
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         return self._state.state_dict()

@@ -95,6 +95,8 @@ class CompressOptions:
     """dgc: late updates keep the learning rate that they were made with, or take the current one (the paper)"""
     clipping: Literal["local", "after"] = "local"
     """dgc: where --clip-norm applies: to each rank's gradient (the paper), or to the exchanged update"""
+    flush: bool = False
+    """dgc: after the last step send what is still held back, dense, and evaluate once more"""
     powersgd_rank: int = 1
     """powersgd: rank of the approximation"""
 

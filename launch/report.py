@@ -20,6 +20,7 @@ def summarize(
     label: str,
     metric: str,
     history: list[float],
+    flushed_value: float | None,
     ranks: int,
     steps: int,
     seconds: float,
@@ -30,7 +31,8 @@ def summarize(
     """Everything the closing table says, and what it takes to repeat the run.
 
     `steady` holds bytes per step after warm-up (empty if the run ended before) and `whole_run` bytes of one rank in
-    all; `history` is the metric after each epoch, `milliseconds` the mean time per step by phase.
+    all; `history` is the metric after each epoch, `flushed_value` the metric after a flush (None without one), and
+    `milliseconds` the mean time per step by phase.
     """
     return {
         "task": options.data.task,
@@ -42,6 +44,7 @@ def summarize(
         "metric": metric,
         "value": history[-1] if history else None,
         "history": history,
+        "flushed_value": flushed_value,
         "bytes_per_step": steady,
         "bytes_run": whole_run,
         "ratio": {
@@ -72,6 +75,8 @@ def render(result: dict[str, Any]) -> str:
         ("ranks, epochs, steps", f"{result['ranks']}, {options['train']['epochs']}, {result['steps']}"),
         (result["metric"], value),
     ]
+    if result["flushed_value"] is not None:
+        rows.append((f"{result['metric']}, flushed", f"{result['flushed_value']:.2f}"))
     for name, counted, kind, suffix in (
         ("bytes per step, matrices", steady, "steady_matrices", "_matrices"),
         ("bytes per step, everything", steady, "steady", ""),

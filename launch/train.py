@@ -99,6 +99,10 @@ def train(options: Options, device: torch.device) -> dict[str, Any]:
                 logs.say(_epoch_line(run, is_whole))
             if options.run.checkpoint_folder is not None:
                 _save(run, options.run.checkpoint_folder)
+        if run.step == end and options.compress.flush and run.exchange.flush():
+            run.flushed_value = _evaluate(run)
+            if options.run.checkpoint_folder is not None:
+                _save(run, options.run.checkpoint_folder)
         if is_stopped:
             logs.say(f"stopped after step {run.step}; go on with --resume")
         result = _result(run)
@@ -123,6 +127,7 @@ class _Run:
     meter: Meter
     step: int
     history: list[float]
+    flushed_value: float | None = None
 
     def part(self, micro_batch: int) -> Part:
         """This rank's share of a global batch, or one of its micro-batches."""
@@ -329,6 +334,7 @@ def _result(run: _Run) -> dict[str, Any]:
         label=run.task.label,
         metric=run.task.metric,
         history=run.history,
+        flushed_value=run.flushed_value,
         ranks=dist.get_world_size(),
         steps=run.step,
         seconds=seconds,

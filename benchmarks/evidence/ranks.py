@@ -24,7 +24,17 @@ from launch.options import parse_options
 from launch.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
-FIGURES = ("value", "metric", "steps", "history", "bytes_per_step", "bytes_run", "ratio", "milliseconds_per_step")
+FIGURES = (
+    "value",
+    "flushed_value",
+    "metric",
+    "steps",
+    "history",
+    "bytes_per_step",
+    "bytes_run",
+    "ratio",
+    "milliseconds_per_step",
+)
 
 
 def main() -> None:

@@ -79,7 +79,7 @@ class Budget:
     is_smoke: bool = False
 
 
-_DGC = ("--compress", "dgc", "--density", "0.001")
+_DGC = ("--compress", "dgc", "--density", "0.001", "--flush")
 _PAPER = ("--codec", "paper", "--leftover-codec", "fp32")
 _INT4 = ("--codec", "int4", "--leftover-codec", "int4")
 
@@ -96,7 +96,7 @@ METHODS = {
     "dgc-no-masking": Method("DGC without momentum masking", (*_DGC, *_PAPER, "--masking", "off")),
     "dgc-no-warmup": Method("DGC without warm-up", (*_DGC, *_PAPER, "--warmup-epochs", "0")),
     "dgc-current-rate": Method("DGC, late updates at the current rate", (*_DGC, *_PAPER, "--late-rate", "current")),
-    "dgc-1-percent": Method("DGC at 1 %", ("--compress", "dgc", "--density", "0.01", *_PAPER)),
+    "dgc-1-percent": Method("DGC at 1 %", ("--compress", "dgc", "--density", "0.01", "--flush", *_PAPER)),
     "powersgd": Method("PowerSGD, rank 4", ("--compress", "powersgd", "--powersgd-rank", "4")),
     "fp16": Method("fp16 hook", ("--compress", "fp16")),
     "octav4": Method("dense DDP, OCTAV 4-bit training", ("--compress", "none", "--quantize-bits", "4")),
@@ -114,15 +114,15 @@ TASKS = {
         "Fashion-MNIST, small VGG, SGD with momentum",
         (
             *("--task", "image", "--model", "vgg", "--data", "fashion-mnist", "--size", "16000"),
-            *("--epochs", "6", "--batch-size", "32", "--learning-rate", "0.02"),
+            *("--epochs", "3", "--batch-size", "32", "--learning-rate", "0.02"),
         ),
-        warmup_epochs=1,
+        warmup_epochs=0.5,
         methods=(*_MAIN, *_MOMENTUM_PARTS, "dgc-1-percent", *_PEERS, "octav4", "dgc-octav4"),
     ),
     "speech": Task(
         "Speech Commands, GRU, Nesterov momentum and clipping",
-        ("--task", "speech", "--model", "gru", "--epochs", "20", "--batch-size", "32", "--learning-rate", "0.1"),
-        warmup_epochs=3.3,
+        ("--task", "speech", "--model", "gru", "--epochs", "12", "--batch-size", "32", "--learning-rate", "0.1"),
+        warmup_epochs=2,
         methods=(*_MAIN, *_MOMENTUM_PARTS, "dgc-no-clipping", "dgc-1-percent", *_PEERS),
     ),
     "word-lm": Task(
@@ -130,20 +130,20 @@ TASKS = {
         (
             *("--task", "word-lm", "--model", "lstm", "--data", "king-james", "--size", "200000"),
             *("--vocabulary", "2000", "--width", "64", "--layers", "1", "--context", "20"),
-            *("--epochs", "5", "--batch-size", "16", "--learning-rate", "10"),
+            *("--epochs", "3", "--batch-size", "16", "--learning-rate", "10"),
         ),
-        warmup_epochs=0.8,
+        warmup_epochs=0.5,
         methods=(*_MAIN, "dgc-no-clipping", "dgc-no-warmup", "dgc-current-rate", "dgc-1-percent", *_PEERS),
         is_perplexity=True,
     ),
     "char-gpt": Task(
         "King James Bible, character GPT, AdamW",
         (
-            *("--task", "char-lm", "--model", "gpt", "--data", "king-james", "--size", "400000"),
+            *("--task", "char-lm", "--model", "gpt", "--data", "king-james", "--size", "450000"),
             *("--width", "64", "--layers", "2", "--context", "64"),
-            *("--epochs", "4", "--batch-size", "8", "--learning-rate", "0.003"),
+            *("--epochs", "2", "--batch-size", "8", "--learning-rate", "0.003"),
         ),
-        warmup_epochs=0.7,
+        warmup_epochs=0.33,
         methods=(*_MAIN, "dgc-no-clipping", "dgc-no-warmup", "dgc-1-percent", *_PEERS, "octav4", "dgc-octav4"),
         is_perplexity=True,
     ),
@@ -168,8 +168,8 @@ BUDGETS = {
 
 TUNING_SEED = 9
 _RATES = {
-    "image": (("0.02", "0.05", "0.1"), 3),
-    "speech": (("0.05", "0.1", "0.2"), 8),
+    "image": (("0.01", "0.02", "0.05", "0.1"), 3),
+    "speech": (("0.05", "0.1", "0.2", "0.4"), 8),
     "word-lm": (("5", "10", "20"), 2),
     "char-gpt": (("0.0015", "0.003", "0.006"), 2),
 }

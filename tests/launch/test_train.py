@@ -58,6 +58,7 @@ def _every_task(rank: int, folder: Path) -> dict[str, Any]:
     dropping = _options("speech", "dgc")
     ablation = {"mode": "error_feedback", "clipping": "after", "masking": "off", "late_rate": "current"}
     dropping = replace(dropping, compress=replace(dropping.compress, **ablation))
+    results["flushed"] = train(replace(dropping, compress=replace(dropping.compress, flush=True)), CPU)
     results["without DGC's parts"] = train(dropping, CPU)
     accumulated = _options("image", "none")
     accumulated = replace(accumulated, train=replace(accumulated.train, accumulate=2, amp="bf16"))
@@ -81,6 +82,9 @@ def test_every_task_and_exchange(tmp_path: Path) -> None:
     assert results["dgc"]["ratio"]["steady_matrices"] > 20
     assert results["dgc"]["bytes_run"]["bytes_dense"] == 8 * 4 * num_values
     assert results["dgc"]["ratio"]["steady"] > results["dgc"]["ratio"]["whole_run"] > 1
+    assert results["flushed"]["value"] == results["without DGC's parts"]["value"]
+    assert results["flushed"]["flushed_value"] > 0
+    assert results["flushed"]["bytes_run"]["bytes_sent"] > results["without DGC's parts"]["bytes_run"]["bytes_sent"]
     rows = (tmp_path / "logs" / "steps.csv").read_text().splitlines()
     assert rows[0].startswith("step,loss,learning_rate,bytes_sent")
     assert [row.split(",")[0] for row in rows[1:]] == ["2", "4"]
