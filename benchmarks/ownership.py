@@ -37,7 +37,7 @@ if str(ROOT) not in sys.path:  # run as a script, not as a module
 
 from benchmarks import shapes  # noqa: E402
 from benchmarks.evidence.ranks import describe_commit, read  # noqa: E402
-from benchmarks.evidence.tables import Entry, entries, tasks_present  # noqa: E402
+from benchmarks.evidence.tables import Entry, entries, mean_curve, tasks_present  # noqa: E402
 from dgcomp.exchange import model  # noqa: E402
 from dgcomp.hwmodel.network import DDP_BUCKET_BYTES, exposed_seconds  # noqa: E402
 
@@ -148,14 +148,6 @@ def steps_to_common_target(methods: dict[str, Entry]) -> dict[str, float]:
     rising = {name: [(step, sign * value) for step, value in curve] for name, curve in curves.items()}
     target = min(max(value for _, value in curve) for curve in rising.values())
     return {name: _first_reach(curve, target) for name, curve in rising.items()}
-
-
-def mean_curve(entry: Entry) -> list[tuple[float, float]]:
-    """(step, metric) of each evaluation, the mean over the seeds that did not diverge."""
-    kept = [row for row in entry.rows if row["value"] is not None and "history" in row]
-    count = min(len(row["history"]) for row in kept)
-    step = kept[0]["steps"] / len(kept[0]["history"])
-    return [(step * (n + 1), statistics.mean(row["history"][n] for row in kept)) for n in range(count)]
 
 
 def _first_reach(curve: Sequence[tuple[float, float]], target: float) -> float:

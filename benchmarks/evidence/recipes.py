@@ -121,7 +121,7 @@ TASKS = {
     ),
     "speech": Task(
         "Speech Commands, GRU, Nesterov momentum and clipping",
-        ("--task", "speech", "--model", "gru", "--epochs", "12", "--batch-size", "32", "--learning-rate", "0.1"),
+        ("--task", "speech", "--model", "gru", "--epochs", "12", "--batch-size", "32", "--learning-rate", "0.4"),
         warmup_epochs=2,
         methods=(*_MAIN, *_MOMENTUM_PARTS, "dgc-no-clipping", "dgc-1-percent", *_PEERS),
     ),
@@ -130,7 +130,7 @@ TASKS = {
         (
             *("--task", "word-lm", "--model", "lstm", "--data", "king-james", "--size", "200000"),
             *("--vocabulary", "2000", "--width", "64", "--layers", "1", "--context", "20"),
-            *("--epochs", "3", "--batch-size", "16", "--learning-rate", "10"),
+            *("--epochs", "3", "--batch-size", "16", "--learning-rate", "20"),
         ),
         warmup_epochs=0.5,
         methods=(*_MAIN, "dgc-no-clipping", "dgc-no-warmup", "dgc-current-rate", "dgc-1-percent", *_PEERS),
@@ -141,7 +141,7 @@ TASKS = {
         (
             *("--task", "char-lm", "--model", "gpt", "--data", "king-james", "--size", "450000"),
             *("--width", "64", "--layers", "2", "--context", "64"),
-            *("--epochs", "2", "--batch-size", "8", "--learning-rate", "0.003"),
+            *("--epochs", "2", "--batch-size", "8", "--learning-rate", "0.012"),
         ),
         warmup_epochs=0.33,
         methods=(*_MAIN, "dgc-no-clipping", "dgc-no-warmup", "dgc-1-percent", *_PEERS, "octav4", "dgc-octav4"),
@@ -169,9 +169,9 @@ BUDGETS = {
 TUNING_SEED = 9
 _RATES = {
     "image": (("0.01", "0.02", "0.05", "0.1"), 3),
-    "speech": (("0.05", "0.1", "0.2", "0.4"), 8),
-    "word-lm": (("5", "10", "20"), 2),
-    "char-gpt": (("0.0015", "0.003", "0.006"), 2),
+    "speech": (("0.05", "0.1", "0.2", "0.4", "0.8"), 8),
+    "word-lm": (("5", "10", "20", "40", "80"), 2),
+    "char-gpt": (("0.0015", "0.003", "0.006", "0.012", "0.024"), 2),
 }
 TUNING = tuple(
     Run(task, "dense", TUNING_SEED, ("--learning-rate", rate, "--epochs", str(epochs)))

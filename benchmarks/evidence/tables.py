@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.evidence.recipes import METHODS, TASKS
 
-__all__ = ["Entry", "accuracy_markdown", "entries", "tasks_present"]
+__all__ = ["Entry", "accuracy_markdown", "entries", "mean_curve", "tasks_present"]
 
 Row = dict[str, Any]
 
@@ -96,6 +96,16 @@ def _losses(task: str, by_seed: dict[str, Row], dense: dict[str, float | None]) 
             continue
         losses.append(100 * (value / reference - 1) if TASKS[task].is_perplexity else reference - value)
     return tuple(losses)
+
+
+def mean_curve(entry: Entry) -> list[tuple[float, float]]:
+    """(step, metric) of each evaluation, the mean over the seeds that did not diverge; empty without history."""
+    kept = [row["history"] for row in entry.rows if row["value"] is not None and "history" in row]
+    if not kept:
+        return []
+    count = min(map(len, kept))
+    step = entry.rows[0]["steps"] / count
+    return [(step * (n + 1), statistics.mean(history[n] for history in kept)) for n in range(count)]
 
 
 def accuracy_markdown(rows: Sequence[Row]) -> str:
