@@ -23,6 +23,7 @@ def summarize(
     flushed_value: float | None,
     ranks: int,
     steps: int,
+    is_finished: bool,
     seconds: float,
     steady: dict[str, float],
     whole_run: dict[str, float],
@@ -31,8 +32,8 @@ def summarize(
     """Everything the closing table says, and what it takes to repeat the run.
 
     `steady` holds bytes per step after warm-up (empty if the run ended before) and `whole_run` bytes of one rank in
-    all; `history` is the metric after each epoch, `flushed_value` the metric after a flush (None without one), and
-    `milliseconds` the mean time per step by phase.
+    all; `history` is the metric after each epoch, `flushed_value` the metric after a flush (None without one),
+    `is_finished` False where a signal ended the run early, and `milliseconds` the mean time per step by phase.
     """
     return {
         "task": options.data.task,
@@ -41,6 +42,7 @@ def summarize(
         "compress": options.compress.compress,
         "ranks": ranks,
         "steps": steps,
+        "is_finished": is_finished,
         "metric": metric,
         "value": history[-1] if history else None,
         "history": history,

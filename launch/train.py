@@ -105,7 +105,7 @@ def train(options: Options, device: torch.device) -> dict[str, Any]:
                 _save(run, options.run.checkpoint_folder)
         if is_stopped:
             logs.say(f"stopped after step {run.step}; go on with --resume")
-        result = _result(run)
+        result = _result(run, is_finished=not is_stopped)
         if hardware is not None and hardware.reports:
             logs.say(hardware.table(layers=False))
         if not is_stopped:
@@ -326,7 +326,7 @@ def _save(run: _Run, folder: Path) -> None:
     save_checkpoint(folder, run.step, shared, own)
 
 
-def _result(run: _Run) -> dict[str, Any]:
+def _result(run: _Run, *, is_finished: bool) -> dict[str, Any]:
     totals = run.meter.totals()
     seconds = totals.pop("seconds")
     return summarize(
@@ -337,6 +337,7 @@ def _result(run: _Run) -> dict[str, Any]:
         flushed_value=run.flushed_value,
         ranks=dist.get_world_size(),
         steps=run.step,
+        is_finished=is_finished,
         seconds=seconds,
         steady=run.meter.steady(),
         whole_run=totals,

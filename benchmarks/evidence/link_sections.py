@@ -26,8 +26,8 @@ def wire_section(results: dict[str, Any]) -> Section:
     body = [
         paragraph(
             "Bytes that one worker uploads in a step at 0.1 %, biases and norms included, coded from random gradients "
-            "of the models' shapes. The paper's definition of the ratio: it leaves out the warm-up, and that an all-gather "
-            "grows with the number of workers."
+            "of the models' shapes. The paper's definition of the ratio: it leaves out the warm-up, and that an "
+            "all-gather grows with the number of workers."
         ),
         table(["model", "values", "biases and norms", "kB a step", "less than dense fp32"], rows),
     ]

@@ -69,6 +69,8 @@ def _row(run: Run, commit: str) -> dict[str, Any]:
     options = parse_options([*run.options, "--progress", "off"], quiet=dist.get_rank() > 0)
     cpu = torch.tensor(-time.process_time(), dtype=torch.float64)
     result = train(options, torch.device("cpu"))
+    if not result["is_finished"]:
+        raise SystemExit(f"{run.name} was stopped by a signal after {result['steps']} steps and is not kept")
     cpu += time.process_time()
     dist.all_reduce(cpu)
     if result["value"] is not None and not math.isfinite(result["value"]):

@@ -117,6 +117,7 @@ def _stop_and_resume(rank: int, folder: Path) -> None:
         _send_after_batch(step=2)
     result = train(_options("image", "dgc", max_steps=60, checkpoint_folder=stopped), CPU)
     assert result["steps"] == json.loads((stopped / "latest.json").read_text())["step"] == 8
+    assert not result["is_finished"]
     if rank == 1:
         assert signal.getsignal(signal.SIGTERM) == handler
 
