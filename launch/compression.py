@@ -1,4 +1,4 @@
-"""The four ways to exchange gradients that launch/train.py can compare, behind one small class.
+"""The ways to exchange gradients that launch/train.py can compare, behind one small class.
 
 "Bytes sent" is what one rank hands to the exchange per step: the upload of one worker, as the paper counts it. A ring
 all-reduce of n bytes moves 2 (N - 1) / N times as much over each rank's link, so the dense figures are not flattered.
@@ -12,13 +12,14 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_
 from torch.nn.parallel import DistributedDataParallel
 
 import dgcomp
+from launch.demo_like import DeMoLikeState, demo_like_hook
 from launch.options import Options, UsageError
 
 __all__ = ["Exchange", "build_exchange"]
 
 ONE_BUCKET_MB = 1 << 20
 """a bucket that holds every model: torch's PowerSGD hook hangs on gloo with two or more, as it issues collectives
-from callbacks, whose order differs between ranks"""
+from callbacks, whose order differs between ranks; and our DeMo-like one knows only one"""
 
 
 class Exchange:
@@ -101,6 +102,24 @@ class PowerSGDExchange(Exchange):
             setattr(self._state, name, memory)
 
 
+class DeMoLikeExchange(Exchange):
+    """Our reconstruction of DeMo; see `launch.demo_like`. A resumed run starts with an empty momentum."""
+
+    clips_itself = True  # a sign has no norm to clip
+
+    def __init__(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(ddp)
+        if type(optimizer) is not torch.optim.SGD or any(group["momentum"] for group in optimizer.param_groups):
+            raise UsageError("--compress demo-like takes the place of the momentum: give --model gpt --optimizer sgd")
+        self._state = DeMoLikeState()
+        ddp.register_comm_hook(self._state, demo_like_hook)
+
+    def stats(self) -> dict[str, Any]:
+        sent = self._state.bytes_sent
+        share = self.num_matrix_values / self.num_values
+        return {"bytes_sent": sent, "bytes_sent_matrices": sent * share, **self._dense()}
+
+
 class DGCExchange(Exchange):
     """dgcomp's Deep Gradient Compression hook; SGD's momentum and weight decay move into it."""
 
@@ -148,7 +167,7 @@ def build_exchange(
     ddp = DistributedDataParallel(
         model,
         device_ids=[device] if device.type == "cuda" else None,
-        bucket_cap_mb=ONE_BUCKET_MB if name == "powersgd" else None,
+        bucket_cap_mb=ONE_BUCKET_MB if name in ("powersgd", "demo-like") else None,
         gradient_as_bucket_view=True,
     )
     if name == "fp16":
@@ -156,6 +175,8 @@ def build_exchange(
         return Exchange(ddp, bytes_per_value=2)
     if name == "powersgd":
         return PowerSGDExchange(ddp, options.compress.powersgd_rank)
+    if name == "demo-like":
+        return DeMoLikeExchange(ddp, optimizer)
     if name == "dgc":
         return _build_dgc(ddp, optimizer, options, steps_per_epoch, clip_norm)
     return Exchange(ddp)

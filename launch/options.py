@@ -14,7 +14,7 @@ __all__ = ["CompressOptions", "DataOptions", "Options", "RunOptions", "TrainOpti
 TaskName = Literal["image", "word-lm", "char-lm", "speech"]
 ModelName = Literal["resnet8", "resnet20", "vgg", "lstm", "gpt", "gru", "ds-cnn"]
 DataName = Literal["fashion-mnist", "cifar10", "king-james", "text", "speech-commands", "synthetic"]
-CompressName = Literal["none", "fp16", "powersgd", "dgc"]
+CompressName = Literal["none", "fp16", "powersgd", "dgc", "demo-like"]
 
 # First entry of each: what the task takes when the option is left out.
 MODELS: dict[TaskName, tuple[ModelName, ...]] = {
@@ -74,7 +74,7 @@ class CompressOptions:
     """What travels between the processes."""
 
     compress: CompressName = "none"
-    """none: plain DDP; fp16: half the bytes; powersgd: torch's low-rank hook; dgc: Deep Gradient Compression"""
+    """none: plain DDP; fp16 and powersgd: torch's; dgc: Deep Gradient Compression; demo-like: launch/demo_like.py"""
     density: float = 0.001
     """dgc: fraction of the gradient sent per step, in (0, 1]"""
     warmup_epochs: float = 1.0
@@ -119,6 +119,8 @@ class TrainOptions:
     """cosine to zero; step: divide by 10 at 50 % and 75 % of the steps; constant"""
     lr_warmup_epochs: float = 0.5
     """epochs of linear learning-rate warm-up"""
+    optimizer: Literal["default", "sgd"] = "default"
+    """gpt: AdamW (default), or SGD without momentum"""
     nesterov: bool = False
     """Nesterov momentum (images; speech always has it)"""
     clip_norm: float | None = None
@@ -169,6 +171,8 @@ class Options:
         _check_ranges(self)
         if self.run.resume and self.run.checkpoint_folder is None:
             raise UsageError("--resume needs --checkpoint-folder, the folder that holds the checkpoint")
+        if self.train.optimizer != "default" and self.model_name != "gpt":
+            raise UsageError(f"--optimizer is for --model gpt, not {self.model_name}, which always trains with SGD")
         if self.train.nesterov and self.data.task not in ("image", "speech"):
             raise UsageError(f"--nesterov is for --task image, not {self.data.task}, which trains without momentum")
 

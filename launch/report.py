@@ -97,7 +97,9 @@ def render(result: dict[str, Any]) -> str:
 def _exchange(compress: dict[str, Any]) -> str:
     if compress["compress"] == "dgc":
         return f"dgc at density {compress['density']:g}, {compress['warmup_epochs']:g} warm-up epochs"
-    return {"none": "plain DDP, fp32", "fp16": "fp16", "powersgd": "PowerSGD"}[compress["compress"]]
+    return {"none": "plain DDP, fp32", "fp16": "fp16", "powersgd": "PowerSGD", "demo-like": "DeMo-like"}[
+        compress["compress"]
+    ]
 
 
 def _bytes(count: float | None) -> str:

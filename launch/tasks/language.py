@@ -108,9 +108,10 @@ class GPTTask:
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
         vectors = [p for p in self.model.parameters() if p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            groups, lr=options.train.learning_rate or 2e-3, betas=(0.9, 0.95)
-        )
+        learning_rate = options.train.learning_rate or 2e-3
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))
+        if options.train.optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(groups, lr=learning_rate)
         self._order = lru_cache(maxsize=1)(self._epoch_order)
 
     def _epoch_order(self, epoch: int) -> torch.Tensor:

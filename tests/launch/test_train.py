@@ -52,6 +52,10 @@ def _every_task(rank: int, folder: Path) -> dict[str, Any]:
         "lstm": train(_options("word-lm", "dgc"), CPU),
         "speech": train(_options("speech", "dgc"), CPU),
     }
+    demo = _options("char-lm", "demo-like", model="gpt")
+    results["demo-like"] = train(replace(demo, train=replace(demo.train, optimizer="sgd", learning_rate=0.01)), CPU)
+    with pytest.raises(UsageError, match="--compress demo-like takes the place of the momentum"):
+        train(demo, CPU)
     quantized = _options("image", "dgc", model="vgg")
     quantized = replace(quantized, train=replace(quantized.train, quantize_bits=4))
     results["quantized"] = train(quantized, CPU)
@@ -80,6 +84,7 @@ def test_every_task_and_exchange(tmp_path: Path) -> None:
     assert half["ratio"]["whole_run"] == 2
     assert results["powersgd"]["ratio"]["steady_matrices"] > 10
     assert results["dgc"]["ratio"]["steady_matrices"] > 20
+    assert 60 < results["demo-like"]["ratio"]["whole_run"] < 64 * 64 * 4 / (32 * 6)
     assert results["dgc"]["bytes_run"]["bytes_dense"] == 8 * 4 * num_values
     assert results["dgc"]["ratio"]["steady"] > results["dgc"]["ratio"]["whole_run"] > 1
     assert results["flushed"]["value"] == results["without DGC's parts"]["value"]
