@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a script, not as a module
     sys.path.insert(0, str(ROOT))
 
-from benchmarks.evidence.ranks import read  # noqa: E402
 from benchmarks.evidence.recipes import BUDGETS, TUNING, Run, plan  # noqa: E402
+from benchmarks.evidence.store import read  # noqa: E402
 from benchmarks.evidence.tables import accuracy_markdown  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"

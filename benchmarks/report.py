@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a script, not as a module
     sys.path.insert(0, str(ROOT))
 
-from benchmarks.evidence.accuracy_sections import ablation_section, accuracy_section  # noqa: E402
+from benchmarks.evidence.accuracy_sections import ablation_section, accuracy_section, steps_section  # noqa: E402
 from benchmarks.evidence.claims import Claim, accuracy_claims, claims_markdown, time_claims  # noqa: E402
 from benchmarks.evidence.link_sections import (  # noqa: E402
     bandwidth_section,
@@ -34,7 +34,7 @@ RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
 RESULTS_FROM_DOCS = "../benchmarks/results"
 TITLE = "dgcomp: the evidence"
 OWN_SECTIONS = {
-    "accuracy": (accuracy_section, ablation_section),
+    "accuracy": (accuracy_section, steps_section, ablation_section),
     "wire": (wire_section,),
     "bandwidth": (bandwidth_section,),
     "scale": (scale_section,),

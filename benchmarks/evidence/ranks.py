@@ -11,7 +11,6 @@ import json
 import math
 import os
 import platform
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.evidence.recipes import Run
+from benchmarks.evidence.store import append, describe_commit
 from launch.options import parse_options
 from launch.train import train
 
-ROOT = Path(__file__).resolve().parents[2]
 FIGURES = (
     "value",
     "flushed_value",
@@ -86,26 +85,6 @@ def _row(run: Run, commit: str) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "commit": commit,
     }
-
-
-def describe_commit() -> str:
-    """The commit that is checked out, marked where files differ from it."""
-    done = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a results file, none where there is no file."""
-    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    return rows
-
-
-def append(path: Path, row: dict[str, Any]) -> None:
-    """Add a row to a results file, which no reader ever sees half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps([*read(path), row], indent=1) + "\n")
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ speech 0.4 was best there, but at the edge (0.8 falls off) and below 0.1 on seed
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["BUDGETS", "METHODS", "TASKS", "TUNING", "Budget", "Method", "Run", "Task", "plan"]
+__all__ = ["BUDGETS", "METHODS", "SMALL_TASKS", "TASKS", "TUNING", "Budget", "Method", "Run", "Task", "plan"]
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Budget:
-    """Which runs are made, in rounds of a group of methods and a seed, and for how long at most."""
+    """Which runs are made, in rounds of a group of runs and a seed, and for how long at most."""
 
     seconds: float
-    tasks: tuple[str, ...]
     rounds: tuple[tuple[str, int], ...]
     is_smoke: bool = False
 
@@ -111,20 +110,26 @@ _MAIN = ("dense", "dgc", "drop", "dgc-int4")
 _MOMENTUM_PARTS = ("dgc-no-correction", "dgc-no-masking", "dgc-no-warmup", "dgc-current-rate")
 _PEERS = ("powersgd", "fp16")
 
-GROUPS = {
-    "main": ("dense", "dgc", "dgc-paper", "drop", "dgc-int4"),
-    "parts": (*_MOMENTUM_PARTS, "dgc-no-clipping", "dgc-1-percent"),
-    "peers": (*_PEERS, "demo-like", "octav4", "dgc-octav4"),
-}
-"""methods that are run together: the comparison itself, what each part is worth, and what else there is"""
+
+def _image_options(epochs: int) -> tuple[str, ...]:
+    data = ("--task", "image", "--model", "vgg", "--data", "fashion-mnist", "--size", "16000")
+    return (*data, "--epochs", str(epochs), "--batch-size", "32", "--learning-rate", "0.02")
+
+
+def _longer_image(factor: int) -> Task:
+    """The image task with more epochs and a warm-up as much longer: what the number of steps does."""
+    return Task(
+        f"Fashion-MNIST, small VGG, {factor} times the steps",
+        _image_options(3 * factor),
+        warmup_epochs=0.5 * factor,
+        methods=("dense", "dgc", "drop"),
+    )
+
 
 TASKS = {
     "image": Task(
         "Fashion-MNIST, small VGG, SGD with momentum",
-        (
-            *("--task", "image", "--model", "vgg", "--data", "fashion-mnist", "--size", "16000"),
-            *("--epochs", "3", "--batch-size", "32", "--learning-rate", "0.02"),
-        ),
+        _image_options(3),
         warmup_epochs=0.5,
         methods=(*_MAIN, *_MOMENTUM_PARTS, "dgc-1-percent", *_PEERS, "octav4", "dgc-octav4"),
     ),
@@ -165,6 +170,15 @@ TASKS = {
         ),
         is_perplexity=True,
     ),
+    "image-8-ranks": Task(
+        "Fashion-MNIST, small VGG, on 8 ranks",
+        _image_options(3),
+        warmup_epochs=0.5,
+        methods=("dense", "dgc", "drop"),
+        ranks=8,
+    ),
+    "image-2x": _longer_image(2),
+    "image-4x": _longer_image(4),
     "fashion-resnet8": Task(
         "Fashion-MNIST, ResNet-8, SGD with momentum",
         (
@@ -177,13 +191,29 @@ TASKS = {
 }
 
 SMALL_TASKS = ("image", "speech", "word-lm", "char-gpt")
+GROUPS = {
+    "main": (SMALL_TASKS, _MAIN),
+    "parts": (SMALL_TASKS, (*_MOMENTUM_PARTS, "dgc-no-clipping", "dgc-1-percent")),
+    "peers": (SMALL_TASKS, (*_PEERS, "demo-like", "octav4", "dgc-octav4")),
+    "twice": (("image-2x",), ("dense", "dgc", "drop")),
+    "four times": (("image-4x",), ("dense", "dgc", "drop")),
+    "eight ranks": (("image-8-ranks",), ("dense", "dgc", "drop")),
+    "large": (("fashion-resnet8",), ("dense", "dgc-paper", "dgc-int4")),
+    "smoke": (("image", "word-lm"), _MAIN),
+}
+"""tasks and methods that are run together: the comparison itself, what each part and more steps are worth, the peers"""
+
 BUDGETS = {
-    "2m": Budget(120, ("image", "word-lm"), (("main", 0),), is_smoke=True),
-    "30m": Budget(1800, SMALL_TASKS, (("main", 0),)),
+    "2m": Budget(120, (("smoke", 0),), is_smoke=True),
+    "30m": Budget(1800, (("main", 0),)),
     "3h": Budget(
-        10_800, SMALL_TASKS, (("main", 0), ("parts", 0), ("main", 1), ("main", 2), ("peers", 0), ("parts", 1))
+        10_800,
+        (
+            *(("main", 0), ("twice", 0), ("main", 1), ("parts", 0), ("four times", 0), ("main", 2)),
+            *(("peers", 0), ("eight ranks", 0), ("twice", 1), ("twice", 2), ("parts", 1)),
+        ),
     ),
-    "24h": Budget(86_400, tuple(TASKS), tuple((group, seed) for seed in range(5) for group in GROUPS)),
+    "24h": Budget(86_400, tuple((group, seed) for seed in range(5) for group in GROUPS if group != "smoke")),
 }
 
 TUNING_SEED = 9
@@ -204,7 +234,8 @@ TUNING = tuple(
 def plan(budget: Budget) -> Iterator[Run]:
     """Runs of a budget, round by round and in turn over the tasks: a stop at any time leaves a balanced table."""
     for group, seed in budget.rounds:
-        for method in GROUPS[group]:
-            for task in budget.tasks:
+        tasks, methods = GROUPS[group]
+        for method in methods:
+            for task in tasks:
                 if method in TASKS[task].methods:
                     yield Run(task, method, seed)
