@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.evidence.page import Section, details, figure, paragraph, table
 from benchmarks.evidence.recipes import METHODS, TASKS
 from benchmarks.evidence.svg import Axis, Series, dot_plot, line_plot
-from benchmarks.evidence.tables import Entry, entries, mean_curve, number, signed, tasks_present
+from benchmarks.evidence.tables import Entry, entries, mean_curve, number, signed, spread, tasks_present
 
 __all__ = ["ablation_section", "accuracy_section", "steps_section"]
 
@@ -75,14 +75,11 @@ def _task(rows: Sequence[dict[str, Any]], task: str) -> str:
 
 
 def _cells(entry: Entry) -> list[str | tuple[str, str]]:
-    spread = f"{entry.mean:.2f} ({min(entry.values):.2f} to {max(entry.values):.2f})" if entry.values else "diverged"
-    if entry.num_diverged and entry.values:
-        spread += f", {entry.num_diverged} diverged"
     loss = "" if entry.method == "dense" else signed(entry.loss, entry.loss_error)
     return [
         METHODS[entry.method].title,
         str(len(entry.rows)),
-        (spread, "n"),
+        (spread(entry), "n"),
         (loss, "n"),
         number(entry.ratio("steady")),
         number(entry.ratio("whole_run")),
@@ -130,9 +127,9 @@ def steps_section(rows: Sequence[dict[str, Any]]) -> Section:
     ]
     body = [
         paragraph(
-            "At a density of 0.1 % an entry waits for up to 1,000 steps on its way. A run of 1,500 steps, which is what "
-            "the tasks above can afford, is hardly longer than that; the paper's runs have tens of thousands. The same "
-            "task with more epochs, and a warm-up that grows with them, shows what is left of the loss."
+            "At a density of 0.1 % an entry waits for up to 1,000 steps on its way. A run of 1,500 steps, which is "
+            "what the tasks above can afford, is hardly longer than that; the paper's runs have tens of thousands. The "
+            "same task with more epochs, and a warm-up that grows with them, shows what is left of the loss."
         ),
         table(
             ["steps", "dense DDP", *(METHODS[method].title for method in methods)],

@@ -41,7 +41,7 @@ def _close_to_dense(title: str, name: str, entry: Entry, unit: str) -> Claim:
     return Claim(
         f"{title}: {name} at 0.1 % is as good as dense DDP",
         f"loss up to {entry.max_loss:g} {unit}",
-        f"{signed(entry.loss, entry.loss_error)} {unit}, {len(entry.losses)} seeds",
+        f"{signed(entry.loss, entry.loss_error)} {unit}, {len(entry.losses)} seed{'s' * (len(entry.losses) > 1)}",
         entry.loss <= entry.max_loss,
         "accuracy.json",
     )

@@ -209,7 +209,7 @@ BUDGETS = {
     "3h": Budget(
         10_800,
         (
-            *(("main", 0), ("twice", 0), ("main", 1), ("parts", 0), ("four times", 0), ("main", 2)),
+            *(("main", 0), ("twice", 0), ("parts", 0), ("main", 1), ("four times", 0), ("main", 2)),
             *(("peers", 0), ("eight ranks", 0), ("twice", 1), ("twice", 2), ("parts", 1)),
         ),
     ),

@@ -133,26 +133,32 @@ def _task_lines(rows: Sequence[Row], task: str) -> list[str]:
         "",
         f"`{' '.join(TASKS[task].options)}`",
         "",
-        f"| method | seeds | {first['metric']}, mean | lowest to highest | loss against dense ({unit}) "
+        f"| method | seeds | {first['metric']}, mean (lowest to highest) | loss against dense ({unit}) "
         "| upload ratio, tensors of 2 or more dimensions, steady | everything, steady | everything, whole run |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|",
         *(f"| {' | '.join(_cells(entry))} |" for entry in found.values()),
         "",
     ]
 
 
 def _cells(entry: Entry) -> list[str]:
-    spread = f"{min(entry.values):.2f} to {max(entry.values):.2f}" if entry.values else "diverged"
-    if entry.num_diverged and entry.values:
-        spread += f", {entry.num_diverged} diverged"
     return [
         METHODS[entry.method].title,
         str(len(entry.rows)),
-        f"{entry.mean:.2f}",
-        spread,
+        spread(entry),
         "" if entry.method == "dense" else signed(entry.loss, entry.loss_error),
         *(number(entry.ratio(kind)) for kind in ("steady_matrices", "steady", "whole_run")),
     ]
+
+
+def spread(entry: Entry) -> str:
+    """Mean of the metric, with the lowest and the highest seed where there are several."""
+    if not entry.values:
+        return "diverged"
+    text = f"{entry.mean:.2f}"
+    if len(entry.values) > 1:
+        text += f" ({min(entry.values):.2f} to {max(entry.values):.2f})"
+    return f"{text}, {entry.num_diverged} diverged" if entry.num_diverged else text
 
 
 def signed(value: float, error: float = math.nan) -> str:

@@ -27,6 +27,15 @@ def test_steps_to_the_common_target_are_interpolated() -> None:
 def test_methods_without_rows_count_like_dense() -> None:
     factors = ownership.steps_factors([])
     assert {found["median"] for found in factors.values()} == {1.0}
+    where = {"steps": 30, "metric": "m"}
+    rows = [
+        {"name": "image/dense/0", "value": 90.0, "history": [50.0, 80.0, 90.0], **where},
+        {"name": "image/dgc/0", "value": 80.0, "history": [40.0, 70.0, 80.0], **where},
+        {"name": "fashion-resnet8/dense/0", "value": 90.0, **where},  # an old row, without history
+    ]
+    factors = ownership.steps_factors(rows)
+    assert factors["DGC"]["by_task"] == {"image": pytest.approx(1.5)}
+    assert factors["PowerSGD"]["by_task"] == {}
 
 
 def test_dense_exchange_hides_behind_backward_on_a_fast_link() -> None:
