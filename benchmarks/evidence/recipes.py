@@ -122,7 +122,7 @@ def _longer_image(factor: int) -> Task:
         f"Fashion-MNIST, small VGG, {factor} times the steps",
         _image_options(3 * factor),
         warmup_epochs=0.5 * factor,
-        methods=("dense", "dgc", "drop"),
+        methods=("dense", "dgc"),
     )
 
 
@@ -195,8 +195,8 @@ GROUPS = {
     "main": (SMALL_TASKS, _MAIN),
     "parts": (SMALL_TASKS, (*_MOMENTUM_PARTS, "dgc-no-clipping", "dgc-1-percent")),
     "peers": (SMALL_TASKS, (*_PEERS, "demo-like", "octav4", "dgc-octav4")),
-    "twice": (("image-2x",), ("dense", "dgc", "drop")),
-    "four times": (("image-4x",), ("dense", "dgc", "drop")),
+    "twice": (("image-2x",), ("dense", "dgc")),
+    "four times": (("image-4x",), ("dense", "dgc")),
     "eight ranks": (("image-8-ranks",), ("dense", "dgc", "drop")),
     "large": (("fashion-resnet8",), ("dense", "dgc-paper", "dgc-int4")),
     "smoke": (("image", "word-lm"), _MAIN),
