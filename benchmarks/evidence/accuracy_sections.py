@@ -52,6 +52,8 @@ def _task(rows: Sequence[dict[str, Any]], task: str) -> str:
             [_cells(entry) for entry in found.values()],
         ),
     ]
+    if recipe.note:
+        body.append(paragraph(recipe.note))
     compared = [entry for entry in found.values() if entry.method != "dense" and not math.isnan(entry.loss)]
     if compared:
         unit = "% of perplexity" if recipe.is_perplexity else "points"
