@@ -1,4 +1,4 @@
-"""The four ways to exchange gradients that launch/train.py can compare, behind one small class.
+"""The ways to exchange gradients that launch/train.py can compare, behind one small class.
 
 "Bytes sent" is what one rank hands to the exchange per step: the upload of one worker, as the paper counts it. A ring
 all-reduce of n bytes moves 2 (N - 1) / N times as much over each rank's link, so the dense figures are not flattered.
@@ -12,13 +12,14 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_
 from torch.nn.parallel import DistributedDataParallel
 
 import dgcomp
+from launch.demo_like import DeMoLikeState, demo_like_hook
 from launch.options import Options, UsageError
 
 __all__ = ["Exchange", "build_exchange"]
 
 ONE_BUCKET_MB = 1 << 20
 """a bucket that holds every model: torch's PowerSGD hook hangs on gloo with two or more, as it issues collectives
-from callbacks, whose order differs between ranks"""
+from callbacks, whose order differs between ranks; and our DeMo-like one knows only one"""
 
 
 class Exchange:
@@ -54,6 +55,10 @@ class Exchange:
             "bytes_dense": self._num_steps * self.num_values * 4,
             "bytes_dense_matrices": self._num_steps * self.num_matrix_values * 4,
         }
+
+    def flush(self) -> bool:
+        """Apply what is still held back, on every rank; False where nothing ever is. Collective."""
+        return False
 
     def state_dict(self) -> dict[str, Any]:
         """What this rank needs to go on; call it on every rank."""
@@ -97,15 +102,32 @@ class PowerSGDExchange(Exchange):
             setattr(self._state, name, memory)
 
 
+class DeMoLikeExchange(Exchange):
+    """Our reconstruction of DeMo; see `launch.demo_like`. A resumed run starts with an empty momentum."""
+
+    clips_itself = True  # a sign has no norm to clip
+
+    def __init__(self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(ddp)
+        if type(optimizer) is not torch.optim.SGD or any(group["momentum"] for group in optimizer.param_groups):
+            raise UsageError("--compress demo-like takes the place of the momentum: give --model gpt --optimizer sgd")
+        self._state = DeMoLikeState()
+        ddp.register_comm_hook(self._state, demo_like_hook)
+
+    def stats(self) -> dict[str, Any]:
+        sent = self._state.bytes_sent
+        share = self.num_matrix_values / self.num_values
+        return {"bytes_sent": sent, "bytes_sent_matrices": sent * share, **self._dense()}
+
+
 class DGCExchange(Exchange):
     """dgcomp's Deep Gradient Compression hook; SGD's momentum and weight decay move into it."""
-
-    clips_itself = True
 
     def __init__(
         self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer, config: dgcomp.DGCConfig
     ) -> None:
         super().__init__(ddp)
+        self.clips_itself = config.clip_norm is not None
         self.warmup_steps = config.warmup_steps
         self._state = dgcomp.attach(ddp, optimizer, config)
 
@@ -116,6 +138,10 @@ class DGCExchange(Exchange):
             "bytes_dense_matrices": stats.pop("sparse_bytes_dense"),
         }
         return {**stats, **matrices}
+
+    def flush(self) -> bool:
+        self._state.flush()
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         return self._state.state_dict()
@@ -141,7 +167,7 @@ def build_exchange(
     ddp = DistributedDataParallel(
         model,
         device_ids=[device] if device.type == "cuda" else None,
-        bucket_cap_mb=ONE_BUCKET_MB if name == "powersgd" else None,
+        bucket_cap_mb=ONE_BUCKET_MB if name in ("powersgd", "demo-like") else None,
         gradient_as_bucket_view=True,
     )
     if name == "fp16":
@@ -149,6 +175,8 @@ def build_exchange(
         return Exchange(ddp, bytes_per_value=2)
     if name == "powersgd":
         return PowerSGDExchange(ddp, options.compress.powersgd_rank)
+    if name == "demo-like":
+        return DeMoLikeExchange(ddp, optimizer)
     if name == "dgc":
         return _build_dgc(ddp, optimizer, options, steps_per_epoch, clip_norm)
     return Exchange(ddp)
@@ -167,7 +195,10 @@ def _build_dgc(
             warmup_steps=round(options.compress.warmup_epochs * steps_per_epoch),
             warmup=options.compress.warmup,
             seed=options.train.seed,
-            clip_norm=clip_norm,
+            mode=options.compress.mode,
+            momentum_masking=options.compress.masking == "on",
+            keep_learning_rate=options.compress.late_rate == "keep",
+            clip_norm=clip_norm if options.compress.clipping == "local" else None,
             codec=options.compress.codec,
             leftover_codec=options.compress.leftover_codec,
             exchange=options.compress.exchange,

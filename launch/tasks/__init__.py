@@ -1,4 +1,4 @@
-"""The tasks that launch/train.py can train: image classification, and word and character language models."""
+"""The tasks that launch/train.py can train: image classification, language models, and spoken words."""
 
 from launch.tasks.base import Part, Task, seed_of
 from launch.tasks.build import build_task

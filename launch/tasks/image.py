@@ -1,5 +1,6 @@
-"""Image classification: ResNet-8 or ResNet-20 with SGD, momentum and batch norm."""
+"""Image classification: ResNet-8, ResNet-20 or a small VGG with SGD, momentum and batch norm."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -17,6 +18,7 @@ from launch.tasks.image_data import (
     synthetic_images,
 )
 from launch.tasks.resnet import resnet
+from launch.tasks.vgg import vgg
 
 __all__ = ["ImageTask", "load_images"]
 
@@ -24,7 +26,20 @@ TEST_BATCH = 500
 
 
 def load_images(options: Options) -> ImageData:
-    """The data set that the options name."""
+    """The data set that the options name, or the first --size of its training images."""
+    data = _all_images(options)
+    size = options.data.size
+    if size is None or size >= len(data.train_labels):
+        return data
+    return replace(
+        data,
+        label=f"{data.label}, the first {size} training images",
+        train_images=data.train_images[:size],
+        train_labels=data.train_labels[:size],
+    )
+
+
+def _all_images(options: Options) -> ImageData:
     if options.data_name == "synthetic":
         return synthetic_images(options.train.seed)
     if options.data_name == "cifar10":
@@ -33,7 +48,7 @@ def load_images(options: Options) -> ImageData:
 
 
 class ImageTask:
-    """A residual network on one of the image sets; see `launch.tasks.base.Task` for the members."""
+    """A convolutional network on one of the image sets; see `launch.tasks.base.Task` for the members."""
 
     metric = "test accuracy (%)"
     clip_norm: float | None = None
@@ -48,8 +63,11 @@ class ImageTask:
         if self.steps_per_epoch == 0:
             available = f"the {len(self.data.train_images)} training images of {self.label}"
             raise UsageError(f"--batch-size {self.batch_size} is more than {available}")
-        depth = int(options.model_name.removeprefix("resnet"))
-        model = resnet(depth, in_channels=self.data.train_images.shape[1])
+        channels, image_size = self.data.train_images.shape[1:3]
+        if options.model_name == "vgg":
+            model = vgg(image_size, in_channels=channels)
+        else:
+            model = resnet(int(options.model_name.removeprefix("resnet")), in_channels=channels)
         if options.train.winograd:
             from dgcomp.sparse.options import convert_to_winograd  # compiles kernels: only for those who ask
 

@@ -4,6 +4,7 @@ import gzip
 import os
 import pickle
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def normalize(images: torch.Tensor, data: ImageData) -> torch.Tensor:
     return ((images.float() - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
+@lru_cache(maxsize=1)  # for those who train several times in one process
 def load_fashion_mnist(folder: Path | None, *, offline: bool) -> ImageData:
     """Fashion-MNIST (60,000 + 10,000 images, 28 x 28, 10 classes; Xiao et al. 2017) from its four IDX files.
 

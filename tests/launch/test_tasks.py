@@ -3,13 +3,21 @@
 import pytest
 import torch
 
-from launch.options import DataOptions, Options, TrainOptions
+from launch.options import DataOptions, Options, TrainOptions, UsageError
 from launch.tasks import Part, build_task
 from launch.tasks.resnet import resnet
+from launch.tasks.speech import load_speech
+from launch.tasks.speech_models import DSCNN, GRUClassifier
+from launch.tasks.vgg import vgg
 from launch.train import learning_rate_factor
+from tests.conftest import data_file
 
 CPU = torch.device("cpu")
-TASKS = [("image", "resnet8"), ("word-lm", "lstm"), ("char-lm", "lstm"), ("char-lm", "gpt")]
+TASKS = [
+    *(("image", model) for model in ("resnet8", "vgg")),
+    *(("word-lm", "lstm"), ("char-lm", "lstm"), ("char-lm", "gpt")),
+    *(("speech", model) for model in ("gru", "ds-cnn")),
+]
 
 
 def _options(task: str, model: str) -> Options:
@@ -70,6 +78,57 @@ def test_resnet_sizes() -> None:
     assert resnet(8, in_channels=1)(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
     with pytest.raises(ValueError, match="depth must be 6n"):
         resnet(18)
+
+
+def test_vgg_sizes() -> None:
+    assert sum(p.numel() for p in vgg(28, in_channels=1).parameters()) == 98_554
+    assert vgg(12)(torch.zeros(2, 3, 12, 12)).shape == (2, 10)
+    with pytest.raises(ValueError, match="image_size must be at least 8"):
+        vgg(7)
+
+
+def test_speech_models() -> None:
+    cepstra = torch.randn(2, 49, 10)
+    assert GRUClassifier(10, 12)(cepstra).shape == DSCNN(12)(cepstra).shape == (2, 12)
+    convolutions, norms, head = 10 * 4 * 64 + 4 * (9 * 64 + 64 * 64), 9 * 2 * 64, 65 * 12
+    assert sum(p.numel() for p in DSCNN(12).parameters()) == convolutions + norms + head
+
+
+def test_speech_folds_share_no_utterance_and_cover_all() -> None:
+    folds = [load_speech(_options_with_seed(seed)) for seed in range(5)]
+    again = load_speech(_options_with_seed(5))
+    assert sum(len(fold.test) for fold in folds) == 640
+    assert all(len(fold.test) + len(fold.train) == 640 for fold in folds)
+    assert again.label == folds[0].label
+    for fold in folds:
+        assert torch.allclose(fold.train.mean((0, 1)), torch.zeros(10), atol=1e-4)
+        assert torch.allclose(fold.train.std((0, 1)), torch.ones(10), atol=1e-2)
+
+
+def _options_with_seed(seed: int) -> Options:
+    return Options(data=DataOptions(task="speech", data="synthetic"), train=TrainOptions(seed=seed))
+
+
+@pytest.mark.data
+def test_speech_commands() -> None:
+    path = data_file("speech_commands/mfcc.npz")
+    data = load_speech(Options(data=DataOptions(task="speech", data_folder=path.parent)))
+    assert len(data.train) + len(data.test) == 4890
+    assert 900 < len(data.test) < 1060
+    assert data.num_classes == 12
+
+
+def test_fewer_samples_and_smaller_models() -> None:
+    small = DataOptions(task="image", model="vgg", data="synthetic", size=100)
+    task = build_task(Options(data=small, train=TrainOptions(batch_size=8)), CPU)
+    assert task.steps_per_epoch == 12
+    assert "the first 100 training images" in task.label
+    words = DataOptions(task="word-lm", data="synthetic", size=2000, vocabulary=20, width=16, layers=1, context=7)
+    task = build_task(Options(data=words, train=TrainOptions(batch_size=4)), CPU)
+    assert task.model.embedding.weight.shape == (20, 16)
+    assert task.batch(0, 0, Part(0, 1))[0].shape == (7, 4)
+    with pytest.raises(UsageError, match="--width 18 must be a multiple of the 4 attention heads"):
+        build_task(Options(data=DataOptions(task="char-lm", model="gpt", data="synthetic", width=18)), CPU)
 
 
 def test_learning_rate_schedules() -> None:

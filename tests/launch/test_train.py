@@ -49,7 +49,20 @@ def _every_task(rank: int, folder: Path) -> dict[str, Any]:
         "dgc": train(_options("image", "dgc", max_steps=8), CPU),
         "dgc adamw": train(_options("char-lm", "dgc", model="gpt"), CPU),
         "lstm": train(_options("word-lm", "dgc"), CPU),
+        "speech": train(_options("speech", "dgc"), CPU),
     }
+    demo = _options("char-lm", "demo-like", model="gpt")
+    results["demo-like"] = train(replace(demo, train=replace(demo.train, optimizer="sgd", learning_rate=0.01)), CPU)
+    with pytest.raises(UsageError, match="--compress demo-like takes the place of the momentum"):
+        train(demo, CPU)
+    quantized = _options("image", "dgc", model="vgg")
+    quantized = replace(quantized, train=replace(quantized.train, quant="4/4"))
+    results["quantized"] = train(quantized, CPU)
+    dropping = _options("speech", "dgc")
+    ablation = {"mode": "error_feedback", "clipping": "after", "masking": "off", "late_rate": "current"}
+    dropping = replace(dropping, compress=replace(dropping.compress, **ablation))
+    results["flushed"] = train(replace(dropping, compress=replace(dropping.compress, flush=True)), CPU)
+    results["without DGC's parts"] = train(dropping, CPU)
     accumulated = _options("image", "none")
     accumulated = replace(accumulated, train=replace(accumulated.train, accumulate=2, amp="bf16"))
     results["accumulated"] = train(accumulated, CPU)
@@ -70,8 +83,12 @@ def test_every_task_and_exchange(tmp_path: Path) -> None:
     assert half["ratio"]["whole_run"] == 2
     assert results["powersgd"]["ratio"]["steady_matrices"] > 10
     assert results["dgc"]["ratio"]["steady_matrices"] > 20
+    assert 60 < results["demo-like"]["ratio"]["whole_run"] < 64 * 64 * 4 / (32 * 6)
     assert results["dgc"]["bytes_run"]["bytes_dense"] == 8 * 4 * num_values
     assert results["dgc"]["ratio"]["steady"] > results["dgc"]["ratio"]["whole_run"] > 1
+    assert results["flushed"]["value"] == results["without DGC's parts"]["value"]
+    assert results["flushed"]["flushed_value"] > 0
+    assert results["flushed"]["bytes_run"]["bytes_sent"] > results["without DGC's parts"]["bytes_run"]["bytes_sent"]
     rows = (tmp_path / "logs" / "steps.csv").read_text().splitlines()
     assert rows[0].startswith("step,loss,learning_rate,bytes_sent")
     assert [row.split(",")[0] for row in rows[1:]] == ["2", "4"]
@@ -105,6 +122,7 @@ def _stop_and_resume(rank: int, folder: Path) -> None:
         _send_after_batch(step=2)
     result = train(_options("image", "dgc", max_steps=60, checkpoint_folder=stopped), CPU)
     assert result["steps"] == json.loads((stopped / "latest.json").read_text())["step"] == 8
+    assert not result["is_finished"]
     if rank == 1:
         assert signal.getsignal(signal.SIGTERM) == handler
 

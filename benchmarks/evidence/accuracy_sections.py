@@ -1,0 +1,169 @@
+"""The page's sections on accuracy: every task's table and plots, and what each part of DGC is worth."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.evidence.page import Section, details, figure, paragraph, table
+from benchmarks.evidence.recipes import METHODS, TASKS
+from benchmarks.evidence.svg import Axis, Series, dot_plot, line_plot
+from benchmarks.evidence.tables import Entry, entries, mean_curve, number, signed, spread, tasks_present
+
+__all__ = ["ablation_section", "accuracy_section", "steps_section"]
+
+CURVES = ("dense", "dgc", "dgc-int4", "drop", "powersgd", "dgc-paper")
+LENGTHS = ("image", "image-2x", "image-4x")
+"""one task with ever more steps"""
+PARTS = (
+    "dgc",
+    "dgc-no-correction",
+    "dgc-no-clipping",
+    "dgc-no-masking",
+    "dgc-no-warmup",
+    "dgc-current-rate",
+    "drop",
+)
+
+
+def accuracy_section(rows: Sequence[dict[str, Any]]) -> Section:
+    """All tasks, one after the other."""
+    body = [
+        paragraph(
+            "All methods of a task have the same model, data, order of samples, number of steps and learning rate; the "
+            "rate was tuned for dense DDP alone. Ranks are real processes over gloo. A loss is against dense DDP with "
+            "the same seed, in points of accuracy or percent of perplexity: below zero the method is better. Large "
+            "dots: mean and standard error; small ones: single seeds; dashed: the bar (0.3 points, 0.5 %)."
+        )
+    ]
+    for task in tasks_present(rows):
+        body.append(_task(rows, task))
+    return Section("accuracy", "Accuracy at equal budgets", "\n".join(body))
+
+
+def _task(rows: Sequence[dict[str, Any]], task: str) -> str:
+    found = entries(rows, task)
+    first = next(iter(found.values())).rows[0]
+    recipe = TASKS[task]
+    body = [
+        f"<h3>{recipe.title}</h3>",
+        paragraph(f"{recipe.ranks} ranks, {first['steps']:,} steps. `{' '.join(recipe.options)}`", "note"),
+        table(
+            ["method", "seeds", first["metric"], "loss", "less upload per step", "in the whole run"],
+            [_cells(entry) for entry in found.values()],
+        ),
+    ]
+    if recipe.note:
+        body.append(paragraph(recipe.note))
+    compared = [entry for entry in found.values() if entry.method != "dense" and not math.isnan(entry.loss)]
+    if compared:
+        unit = "% of perplexity" if recipe.is_perplexity else "points"
+        plot = dot_plot(
+            f"{recipe.title}: loss against dense",
+            Axis(f"loss against dense DDP, {unit} (left is better)"),
+            [(METHODS[e.method].title, e.loss, e.loss_error, e.losses) for e in compared],
+            limit=compared[0].max_loss,
+        )
+        body.append(figure(plot, f"{recipe.title}: loss against dense DDP."))
+    curves = [
+        Series(METHODS[method].title, mean_curve(found[method]), is_dashed=method == "dense")
+        for method in CURVES
+        if method in found and mean_curve(found[method])
+    ]
+    if curves and max(len(curve.points) for curve in curves) > 1:
+        plot = line_plot(f"{recipe.title}: while training", Axis("steps"), Axis(first["metric"]), curves)
+        body.append(figure(plot, f"{recipe.title}: {first['metric']} while training, mean over the seeds."))
+    commands = "".join(f"<li><code>{entry.rows[0]['command']}</code></li>" for entry in found.values())
+    return "\n".join([*body, details("commands", f"<ul>{commands}</ul>")])
+
+
+def _cells(entry: Entry) -> list[str | tuple[str, str]]:
+    loss = "" if entry.method == "dense" else signed(entry.loss, entry.loss_error)
+    return [
+        METHODS[entry.method].title,
+        str(len(entry.rows)),
+        (spread(entry), "n"),
+        (loss, "n"),
+        number(entry.ratio("steady")),
+        number(entry.ratio("whole_run")),
+    ]
+
+
+def ablation_section(rows: Sequence[dict[str, Any]]) -> Section:
+    """One row for each part of DGC, one column for each task: the loss when that part is left out."""
+    by_task = {task: entries(rows, task) for task in tasks_present(rows)}
+    shown = [task for task, found in by_task.items() if {"dgc", "drop"} <= found.keys()]
+    lines = [[METHODS[method].title, *((_loss(by_task[task].get(method)), "n") for task in shown)] for method in PARTS]
+    body = [
+        paragraph(
+            "Loss against dense DDP when one part is left out, with the number of seeds. A part that a recipe does not "
+            "have (momentum in the word model, clipping of the images) has no entry. Gradient dropping leaves all four "
+            "out: selection and residual as in DGC, then clipping and momentum on the exchanged gradient, without "
+            "warm-up. The flushed value is the same run after one dense exchange of what was still held back."
+        ),
+        table(["", *(TASKS[task].title for task in shown)], lines),
+        table(
+            ["flushed at the end", *(TASKS[task].title for task in shown)],
+            [
+                [METHODS[method].title, *((_flushed(by_task[task], method), "n") for task in shown)]
+                for method in ("dgc", "dgc-int4", "drop")
+            ],
+        ),
+    ]
+    return Section("ablation", "What each part of DGC is worth", "\n".join(body))
+
+
+def steps_section(rows: Sequence[dict[str, Any]]) -> Section:
+    """The loss of DGC and of gradient dropping as the same task is trained for longer."""
+    by_task = {task: entries(rows, task) for task in tasks_present(rows) if task in LENGTHS}
+    methods = ("dgc", "drop")
+    series = [
+        Series(
+            METHODS[method].title,
+            [
+                (found["dense"].rows[0]["steps"], found[method].loss)
+                for found in by_task.values()
+                if {"dense", method} <= found.keys()
+            ],
+        )
+        for method in methods
+    ]
+    body = [
+        paragraph(
+            "At a density of 0.1 % an entry waits for up to 1,000 steps on its way. A run of 1,500 steps, which is "
+            "what the tasks above can afford, is hardly longer than that; the paper's runs have tens of thousands. The "
+            "same task with more epochs, and a warm-up that grows with them, shows what is left of the loss."
+        ),
+        table(
+            ["steps", "dense DDP", *(METHODS[method].title for method in methods)],
+            [
+                [f"{found['dense'].rows[0]['steps']:,}", f"{found['dense'].mean:.2f}"]
+                + [(_loss(found.get(method)), "n") for method in methods]
+                for found in by_task.values()
+                if "dense" in found
+            ],
+        ),
+    ]
+    if max(len(one.points) for one in series) > 1:
+        axes = (Axis("steps"), Axis("loss against dense DDP, points"))
+        body.append(figure(line_plot("Loss by length of the run", *axes, series), "Small VGG on Fashion-MNIST."))
+    return Section("steps", "What more steps do", "\n".join(body))
+
+
+def _loss(entry: Entry | None) -> str:
+    if entry is None:
+        return ""
+    if not entry.values:
+        return "diverged"
+    return f"{signed(entry.loss, entry.loss_error)} ({len(entry.rows)})"
+
+
+def _flushed(found: dict[str, Entry], method: str) -> str:
+    """Loss of the flushed weights against dense, over the seeds that have both."""
+    dense = {row["name"].split("/")[2]: row["value"] for row in found["dense"].rows}
+    losses = []
+    for row in found[method].rows if method in found else ():
+        value, reference = row.get("flushed_value"), dense.get(row["name"].split("/")[2])
+        if value is not None and reference is not None:
+            is_perplexity = TASKS[found["dense"].task].is_perplexity
+            losses.append(100 * (value / reference - 1) if is_perplexity else reference - value)
+    return f"{sum(losses) / len(losses):+.2f} ({len(losses)})" if losses else ""
