@@ -13,12 +13,14 @@ NODES="${NODES:-1}"                           # how many, or MIN:MAX: nodes may 
 RANKS_PER_NODE="${RANKS_PER_NODE:-2}"         # GPUs of a node, or processes on its CPU
 RUN_ID="${RUN_ID:-dgcomp}"                    # another one for each run that shares a rendezvous
 MAX_RESTARTS="${MAX_RESTARTS:-3}"             # joining nodes do not count
-LAST_CALL_SECONDS="${LAST_CALL_SECONDS:-30}" # with MIN:MAX nodes: how long MIN wait for more before they start
+LAST_CALL_SECONDS="${LAST_CALL_SECONDS:-30}"  # with MIN:MAX nodes: how long MIN wait for more before they start
 CHECKPOINTS="${CHECKPOINTS:-runs/$RUN_ID}"    # on a disk that all nodes see; else each keeps its own ranks' files
 ADDRESS="${ADDRESS:-}"                        # this node's address, if its host name does not lead the others to it
 PYTHON="${PYTHON:-python3}"                   # of the environment that dgcomp is installed in
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # export GLOO_SOCKET_IFNAME=eth0 NCCL_SOCKET_IFNAME=eth0   # where a node has several networks
+# Otherwise ranks that start again may find the addresses of those before them (pytorch issue 135712; seen with 2.13)
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

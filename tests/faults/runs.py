@@ -40,7 +40,7 @@ class Torchrun:
         self.folder, self.happened, self._mark = folder, folder / "happened", f"DGCOMP_MARK={uuid.uuid4()}"
         key, value = self._mark.split("=")
         environment = os.environ | {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-        environment[key] = value
+        environment |= {key: value, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # as launch/torchrun/node.sh does
         if fault:
             environment["DGCOMP_FAULT"] = json.dumps({**fault, "once": str(self.happened)})
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
