@@ -162,7 +162,8 @@ def _read_latest(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     latest = json.loads(path.read_text())
-    entries = [latest, *latest.get("older", [])] if isinstance(latest, dict) else [latest]
+    # without `older` in the entry itself: it would be kept as part of the next one's, and the file would grow
+    entries = [latest, *latest.pop("older", [])] if isinstance(latest, dict) else [latest]
     types = {"step": int, "ranks": int, "saved_at": float, "sha256": dict}
     for entry in entries:
         if not isinstance(entry, dict) or any(not isinstance(entry.get(key), kind) for key, kind in types.items()):

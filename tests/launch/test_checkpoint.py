@@ -70,6 +70,9 @@ def _unfinished(rank: int, folder: Path) -> None:
     kept = [f"step0000000{n}{part}.pt" for n in (3, 5) for part in ("-rank0", "-rank1", "")]
     assert _names(folder) == ["latest.json", "notes.txt", *sorted(kept)]
     assert load_checkpoint(folder) == _found(5)
+    latest = json.loads((folder / "latest.json").read_text())
+    assert [entry["step"] for entry in latest["older"]] == [3]
+    assert "older" not in latest["older"][0]
 
 
 def _damaged(rank: int, folder: Path) -> None:
