@@ -52,7 +52,7 @@ def main() -> None:
     complaint, is_finished = None, False
     with _process_group(options) as device:
         try:
-            is_finished = train(options, device)["finished"]
+            is_finished = train(options, device)["is_finished"]
         except UsageError as error:
             complaint = str(error)  # and not the error, whose traceback would keep the DDP model alive
     if complaint is not None:
