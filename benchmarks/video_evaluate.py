@@ -261,9 +261,10 @@ def render(result: dict[str, Any]) -> str:
         "# Delay metrics",
         f"{about['machine']}; {about['versions']}; commit {about['commit']}; {about['time']}; `{about['command']}`",
         "## Speed, seconds",
-        "One thread. Fresh process: the first call, which loads compiled kernels (imports not counted). Others: medians "
-        f"of {result['repeats']} calls. Whole report: three modes, bootstrap of 1,000, three breakdowns, mD. Reading "
-        "rows: from Python tuples to columns, in every call. COCO: pycocotools' average precision on the same boxes.",
+        "One thread. Fresh process: the first call, which loads compiled kernels (imports not counted). Others: "
+        f"medians of {result['repeats']} calls. Whole report: three modes, bootstrap of 1,000, three breakdowns, mD. "
+        "Reading rows: from Python tuples to columns, in every call. COCO: pycocotools' average precision on the same "
+        "boxes.",
         table([{k.removesuffix("_s").replace("_", " "): v for k, v in row.items()} for row in result["speed"]]),
     ]
     if "published" in result:
