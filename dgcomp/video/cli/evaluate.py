@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
         unit=options.resample,
     )
     reports = {
-        name: evaluate_detector(truth.ground_truth, _read_detections(options, paths), settings)
+        name: evaluate_detector(truth.ground_truth, _read_detections(options, paths, truth), settings)
         for name, paths in zip(names, options.detections, strict=True)
     }
     figures = as_dict(reports, settings)
@@ -99,7 +99,7 @@ def _read_ground_truth(options: argparse.Namespace) -> Annotations:
     return truth
 
 
-def _read_detections(options: argparse.Namespace, paths: list[str]) -> DetectionRows:
+def _read_detections(options: argparse.Namespace, paths: list[str], truth: Annotations) -> DetectionRows:
     names = IMAGENET_VID_CLASSES if options.imagenet_vid else None
     truth_path = _split(options.ground_truth[0])[1]
     parts = []
@@ -107,7 +107,12 @@ def _read_detections(options: argparse.Namespace, paths: list[str]) -> Detection
         sequence, path = _split(item)
         parts.append(
             read_detections(
-                path, options.detections_format, sequence=sequence, class_names=names, ground_truth=truth_path
+                path,
+                options.detections_format,
+                sequence=sequence,
+                class_names=names,
+                ground_truth=truth_path,
+                num_frames=truth.num_frames,
             )
         )
     return merge(parts)
