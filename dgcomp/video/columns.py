@@ -5,7 +5,7 @@ detections as (frame, class, score, x1, y1, x2, y2), what is to be ignored as (f
 that follow are left alone. Frames count from 0. Classes and tracks are numbers or texts.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -98,6 +98,8 @@ def load(
         For a malformed row, a box of negative size, a score or corner that is not a number, a frame that is not a
         whole number from 0 on, a track with two boxes in a frame or with two classes, a sequence without ground truth.
     """
+    if isinstance(classes, str):
+        raise TypeError(f"classes must be a list of classes, got the text {classes!r}")
     for name, value in (("ground_truth", ground_truth), ("detections", detections), ("ignored", ignored or {})):
         if not isinstance(value, Mapping):
             raise TypeError(f"{name} must be a dict {{sequence: rows}}, got {type(value).__name__}")
@@ -142,8 +144,9 @@ class _Reader:
         tracks: dict[tuple[Any, Any], int] = {}
         for sequence, columns, where in self._sequences("ground_truth", rows, GROUND_TRUTH_FIELDS):
             part, keep = self._boxes(sequence, columns[0], columns[2], columns[3:], where)
-            check_tracks(where, *(as_list(column) for column in columns[:3]))
-            own = [(sequence, track) for track in compress(as_list(columns[1]), keep)]
+            frames = as_floats(columns[0], "frame", where).astype(np.int64).tolist()
+            check_tracks(where, frames, as_list(columns[1]), as_list(columns[2]))
+            own = [(sequence, track) for track, kept in zip(as_list(columns[1]), keep, strict=True) if kept]
             number = np.array([tracks.setdefault(track, len(tracks)) for track in own], np.int64)
             parts.append(part)
             numbers.append(number)
@@ -236,14 +239,14 @@ def check_rows(
         raise ValueError(f"{where(row)}: {text(row)}")
 
 
-def check_tracks(where: Callable[[int], str], frames: list[Any], tracks: list[Any], labels: list[Any]) -> None:
+def check_tracks(where: Callable[[int], str], frames: list[int], tracks: list[Any], labels: list[Any]) -> None:
     """Raise ValueError for the first row that gives a track a second box in a frame, or another class."""
     seen: set[tuple[Any, Any]] = set()
     known: dict[Any, Any] = {}
     for i, (frame, track, label) in enumerate(zip(frames, tracks, labels, strict=True)):
         if (frame, track) in seen:
             raise ValueError(
-                f"{where(i)}: track {track!r} has a second box in frame {frame:g}; give objects tracks of their own"
+                f"{where(i)}: track {track!r} has a second box in frame {frame}; give objects tracks of their own"
             )
         if known.setdefault(track, label) != label:
             raise ValueError(
@@ -258,18 +261,22 @@ def as_floats(column: Any, name: str, where: Callable[[int], str]) -> Floats:
     try:
         return np.asarray(column, dtype=np.float64)
     except (TypeError, ValueError):
-        row, value = next((i, v) for i, v in enumerate(as_list(column)) if not _is_number(v))
+        row, value = next((i, v) for i, v in enumerate(as_list(column)) if not is_number(v))
         raise ValueError(f"{where(row)}: {name} must be a number, got {value!r}") from None
 
 
 def as_list(column: Any) -> list[Any]:
-    """A column's values as Python objects."""
-    return column.tolist() if isinstance(column, np.ndarray) else list(column)
+    """The values of a column, or the rows of a table, as Python objects; arrays and tensors become lists."""
+    return np.asarray(column).tolist() if hasattr(column, "__array__") else list(column)
 
 
-def compress(values: Sequence[Any], keep: Bools) -> list[Any]:
-    """The values that are kept."""
-    return [value for value, kept in zip(values, keep.tolist(), strict=True) if kept]
+def is_number(value: Any) -> bool:
+    """Whether a value, or the number that a text spells, can be a float."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _transpose(rows: Any, fields: tuple[str, ...], where: str) -> list[Any]:
@@ -317,14 +324,6 @@ def _check_class_types(classes: list[Any], num_true: int) -> None:
                 f"detections name the class {strange[0]!r} ({type(strange[0]).__name__}) where ground_truth has "
                 f"{true[0]!r} ({type(true[0]).__name__}); use numbers or names in both"
             )
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _text(corners: Floats) -> str:

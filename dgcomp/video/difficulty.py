@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dgcomp.video.columns import GroundTruthRows, IgnoredRows
+from dgcomp.video.columns import GroundTruthRows, IgnoredRows, as_list
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def split_by_difficulty(
     ignored: IgnoredRows = {}
     for sequence, rows in ground_truth.items():
         kept[sequence], ignored[sequence] = [], []
-        for i, row in enumerate(rows):
+        for i, row in enumerate(as_list(rows)):
             if len(row) < 9:
                 raise ValueError(
                     f"difficulty needs truncation and occlusion as the 8th and 9th value of a row, "
@@ -66,7 +66,7 @@ def join_ignored(*parts: Mapping[Any, Any] | None) -> IgnoredRows:
     joined: IgnoredRows = {}
     for part in parts:
         for sequence, rows in (part or {}).items():
-            joined.setdefault(sequence, []).extend(tuple(row) for row in rows)
+            joined.setdefault(sequence, []).extend(tuple(row) for row in as_list(rows))
     return joined
 
 

@@ -81,7 +81,7 @@ def lengths(ground_truth: Mapping[Any, Any], detections: Mapping[Any, Any]) -> d
     """The least number of frames that each sequence must have."""
     longest = {}
     for sequence in {**ground_truth, **detections}:
-        frames = [int(row[0]) for part in (ground_truth, detections) for row in part.get(sequence, ())]
+        frames = [int(row[0]) for part in (ground_truth, detections) for row in as_list(part.get(sequence, ()))]
         longest[sequence] = 1 + max(frames, default=-1)
     return longest
 

@@ -250,6 +250,17 @@ def test_rows_may_be_lists_tuples_arrays_or_tensors(mode: Any) -> None:
     assert video.average_delay(shuffled, detections, mode).average_delay == expected.average_delay
 
 
+def test_all_that_take_rows_take_tensors() -> None:
+    ground_truth, detections = make_scene(1, num_sequences=1, num_frames=20)
+    tensors = [{"s00": torch.tensor(part["s00"], dtype=torch.float64)} for part in (ground_truth, detections)]
+    options: Any = {"mode": "exact", "frame_rate_hz": 25, "latency_ms": 70}
+    expected = video.average_delay(ground_truth, detections, **options)
+    assert video.average_delay(*tensors, **options).delays.tolist() == expected.delays.tolist()
+    for attack in (video.retardation, video.tail_boost):
+        rows, expected_rows = attack(*tensors)["s00"], attack(ground_truth, detections)["s00"]
+        assert [row[2] for row in rows] == [row[2] for row in expected_rows]
+
+
 def test_sequences_without_objects_or_detections() -> None:
     ground_truth = {"a": walk(0, 9), "b": walk(0, 9), "empty": []}
     detections = {"a": seen(0), "empty": np.empty((0, 7))}
@@ -354,6 +365,8 @@ def test_bad_arguments_are_named() -> None:
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
             video.average_delay(good, {"a": seen(1)}, **options)
+    with pytest.raises(TypeError, match="classes must be a list of classes, got the text 'person'"):
+        video.average_delay(good, {}, classes="person")
     with pytest.raises(TypeError, match="ground_truth must be a dict"):
         video.average_delay(good["a"], {})
     with pytest.raises(ValueError, match=r"detections\['a'\] row 1: frame 12 lies beyond the end"):

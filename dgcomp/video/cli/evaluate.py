@@ -47,6 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--false-positive-ratios", type=float, nargs="+", default=list(FALSE_POSITIVE_RATIOS))
     parser.add_argument("--window", type=int, default=30, help="frames at which delays are cut (default: %(default)s)")
     parser.add_argument("--precision", type=float, default=0.8, help="of mD (default: %(default)s)")
+    parser.add_argument(
+        "--image-size",
+        type=float,
+        nargs=2,
+        metavar=("WIDTH", "HEIGHT"),
+        help="where files do not tell: tells objects that enter at the border from those that appear inside",
+    )
     parser.add_argument("--frame-rate", type=float, metavar="HZ", help="gives delays in milliseconds as well")
     parser.add_argument("--latency-ms", type=float, help="of the detector for a frame; needs --frame-rate")
     parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap (default: %(default)s)")
@@ -59,6 +66,8 @@ def run(options: argparse.Namespace) -> None:
     names = options.names or [Path(paths[0].split("=", 1)[-1]).stem for paths in options.detections]
     if len(names) != len(options.detections) or len(set(names)) != len(names):
         raise ValueError(f"--names must give {len(options.detections)} detectors names of their own, got {names}")
+    known = dict.fromkeys(truth.ground_truth, tuple(options.image_size)) if options.image_size else {}
+    image_size = known | truth.image_size
     settings = Settings(
         false_positive_ratios=options.false_positive_ratios,
         iou_threshold=options.iou_threshold,
@@ -68,14 +77,14 @@ def run(options: argparse.Namespace) -> None:
         ignored=truth.ignored,
         difficulty=options.difficulty,
         num_frames=truth.num_frames,
-        image_size=truth.image_size,
+        image_size=image_size,
         frame_rate_hz=options.frame_rate,
         latency_ms=options.latency_ms,
         num_resamples=options.resamples,
         unit=options.resample,
     )
     reports = {
-        name: evaluate_detector(truth.ground_truth, _read_detections(options, paths), settings)
+        name: evaluate_detector(truth.ground_truth, _read_detections(options, paths, truth), settings)
         for name, paths in zip(names, options.detections, strict=True)
     }
     figures = as_dict(reports, settings)
@@ -99,7 +108,7 @@ def _read_ground_truth(options: argparse.Namespace) -> Annotations:
     return truth
 
 
-def _read_detections(options: argparse.Namespace, paths: list[str]) -> DetectionRows:
+def _read_detections(options: argparse.Namespace, paths: list[str], truth: Annotations) -> DetectionRows:
     names = IMAGENET_VID_CLASSES if options.imagenet_vid else None
     truth_path = _split(options.ground_truth[0])[1]
     parts = []
@@ -107,7 +116,12 @@ def _read_detections(options: argparse.Namespace, paths: list[str]) -> Detection
         sequence, path = _split(item)
         parts.append(
             read_detections(
-                path, options.detections_format, sequence=sequence, class_names=names, ground_truth=truth_path
+                path,
+                options.detections_format,
+                sequence=sequence,
+                class_names=names,
+                ground_truth=truth_path,
+                num_frames=truth.num_frames,
             )
         )
     return merge(parts)

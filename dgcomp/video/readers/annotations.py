@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from dgcomp.video.columns import DetectionRows, Floats, GroundTruthRows, IgnoredRows, check_rows, check_tracks
+from dgcomp.video.columns import (
+    DetectionRows,
+    Floats,
+    GroundTruthRows,
+    IgnoredRows,
+    check_rows,
+    check_tracks,
+    is_number,
+)
 
 
 @dataclass(kw_only=True)
@@ -48,7 +56,7 @@ class Lines:
         try:
             return np.array(texts, np.float64)
         except ValueError:
-            row = next(i for i, text in enumerate(texts) if not _is_number(text))
+            row = next(i for i, text in enumerate(texts) if not is_number(text))
             raise ValueError(f"{self.where(row)}: {name} must be a number, got {texts[row]!r}") from None
 
     def texts(self, index: int) -> list[str]:
@@ -71,10 +79,16 @@ def read_lines(path: Path, *, fields: Sequence[int], what: str, separator: str |
 
 
 def detection_rows(
-    where: Callable[[int], str], frame: Floats, label: list[Any], score: Floats, corners: Floats
+    where: Callable[[int], str],
+    frame: Floats,
+    label: list[Any],
+    score: Floats,
+    corners: Floats,
+    *,
+    length: int | None,
 ) -> list[tuple[Any, ...]]:
-    """Rows of detections, checked."""
-    check_rows(where, frame, corners, score)
+    """Rows of detections, checked; with the sequence's length, frames beyond it are an error."""
+    check_rows(where, frame, corners, score, length)
     columns = frame.astype(np.int64).tolist(), label, score.tolist(), *corners.T.tolist()
     return list(zip(*columns, strict=True))
 
@@ -91,8 +105,9 @@ def ground_truth_rows(
 ) -> list[tuple[Any, ...]]:
     """Rows of ground truth, checked, with more columns after the corners."""
     check_rows(where, frame, corners, length=length)
-    check_tracks(where, frame.tolist(), track, label)
-    columns = frame.astype(np.int64).tolist(), track, label, *corners.T.tolist(), *(column.tolist() for column in more)
+    frames = frame.astype(np.int64).tolist()
+    check_tracks(where, frames, track, label)
+    columns = frames, track, label, *corners.T.tolist(), *(column.tolist() for column in more)
     return list(zip(*columns, strict=True))
 
 
@@ -147,11 +162,3 @@ def number_or_text(text: str) -> Any:
         return int(text)
     except ValueError:
         return text
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

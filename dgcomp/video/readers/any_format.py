@@ -1,6 +1,6 @@
 """Files of any known format, told by their looks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -62,24 +62,26 @@ def read_detections(
     sequence: str | None = None,
     class_names: Sequence[str] | None = None,
     ground_truth: str | Path | None = None,
+    num_frames: Mapping[str, int] | None = None,
 ) -> DetectionRows:
     """Detections of a file or folder; arguments and errors as in `read_ground_truth`.
 
-    COCO results refer to images: there `ground_truth` is the path of the JSON file that lists them.
+    COCO results refer to images: there `ground_truth` is the path of the JSON file that lists them. With `num_frames`,
+    the sequences' lengths, a detection beyond the end is an error.
     """
     path = Path(path)
     kind = _kind(path, format)
     if kind == "kitti":
-        return read_kitti_detections(path, sequence=sequence)
+        return read_kitti_detections(path, sequence=sequence, num_frames=num_frames)
     if kind == "mot":
-        return read_mot_detections(path, sequence=sequence)
+        return read_mot_detections(path, sequence=sequence, num_frames=num_frames)
     if kind == "vid":
-        return read_vid_detections(path, sequence=sequence, class_names=class_names)
+        return read_vid_detections(path, sequence=sequence, class_names=class_names, num_frames=num_frames)
     if kind == "pets":
         raise ValueError(f"{path}: PETS files hold ground truth, not detections")
     if ground_truth is None:
         raise ValueError(f"{path}: COCO results need the JSON file of the ground truth, which lists the images")
-    return read_coco_detections(path, ground_truth)
+    return read_coco_detections(path, ground_truth, num_frames=num_frames)
 
 
 def _kind(path: Path, format: str) -> str:

@@ -1,6 +1,7 @@
 """COCO-style JSON with tracks: videos, images with video_id and frame_id, annotations with track_id or instance_id."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def read_coco(path: str | Path) -> Annotations:
     return result
 
 
-def read_coco_detections(path: str | Path, ground_truth: str | Path) -> DetectionRows:
+def read_coco_detections(
+    path: str | Path, ground_truth: str | Path, *, num_frames: Mapping[str, int] | None = None
+) -> DetectionRows:
     """Detections of a COCO results file, [{image_id, category_id, bbox, score}], for a file of ground truth."""
     known = _File(Path(ground_truth))
     file = _File(Path(path), known)
@@ -59,6 +62,7 @@ def read_coco_detections(path: str | Path, ground_truth: str | Path) -> Detectio
     for i, record in enumerate(file.annotations):
         records[file.image_of(i, record)[0]].append(i)
     found: DetectionRows = {}
+    lengths = num_frames or {}
     for name, rows in records.items():
         own = [(i, file.annotations[i]) for i in rows]
         found[name] = detection_rows(
@@ -67,6 +71,7 @@ def read_coco_detections(path: str | Path, ground_truth: str | Path) -> Detectio
             [file.category_of(i, r) for i, r in own],
             np.array([float(file.get(i, r, ("score",))) for i, r in own], np.float64),
             _corners([file.box(i, r) for i, r in own]),
+            length=lengths.get(name),
         )
     return found
 

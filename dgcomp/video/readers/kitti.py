@@ -4,7 +4,7 @@ frame track type truncated occluded alpha left top right bottom height width len
 (the data set's devkit, readme.txt). Frames count from 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,13 +46,21 @@ def read_kitti(path: str | Path, *, sequence: str | None = None, classes: Sequen
     return result
 
 
-def read_kitti_detections(path: str | Path, *, sequence: str | None = None) -> DetectionRows:
-    """Detections or tracker output of a file or of a folder of files: lines of 18 fields, the last the score."""
+def read_kitti_detections(
+    path: str | Path, *, sequence: str | None = None, num_frames: Mapping[str, int] | None = None
+) -> DetectionRows:
+    """Detections or tracker output of a file or of a folder of files: lines of 18 fields, the last the score.
+
+    With `num_frames`, the sequences' lengths, a frame beyond the end is an error.
+    """
     found: DetectionRows = {}
+    lengths = num_frames or {}
     for name, file in named(sequence, sequence_files(Path(path), ["*.txt"], "KITTI detections")).items():
         lines = read_lines(file, fields=(18,), what="KITTI detections")
         frame, score = lines.column(0, "frame"), lines.column(17, "score")
-        found[name] = detection_rows(lines.where, frame, lines.texts(2), score, _corners(lines))
+        found[name] = detection_rows(
+            lines.where, frame, lines.texts(2), score, _corners(lines), length=lengths.get(name)
+        )
     return found
 
 

@@ -5,6 +5,7 @@ Ground truth: frame, id, left, top, width, height, flag, then class and visibili
 """
 
 import configparser
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,23 @@ def read_mot(path: str | Path, *, sequence: str | None = None) -> Annotations:
     return result
 
 
-def read_mot_detections(path: str | Path, *, sequence: str | None = None, label: Any = PEDESTRIAN) -> DetectionRows:
+def read_mot_detections(
+    path: str | Path,
+    *,
+    sequence: str | None = None,
+    label: Any = PEDESTRIAN,
+    num_frames: Mapping[str, int] | None = None,
+) -> DetectionRows:
     """Detections from a det.txt or a folder with */det/det.txt or *.txt, all of the class `label`."""
     found: DetectionRows = {}
+    lengths = num_frames or {}
     files = sequence_files(Path(path), ["*/det/det.txt", "*.txt"], "MOT detections")
     for name, file in named(sequence, files).items():
         lines = read_lines(file, fields=range(7, 11), what="MOT detections", separator=",")
         frame, score = lines.column(0, "frame") - 1, lines.column(6, "score")
-        found[name] = detection_rows(lines.where, frame, [label] * len(frame), score, _corners(lines))
+        found[name] = detection_rows(
+            lines.where, frame, [label] * len(frame), score, _corners(lines), length=lengths.get(name)
+        )
     return found
 
 

@@ -52,17 +52,24 @@ def read_vid(path: str | Path, *, sequence: str | None = None, class_names: Sequ
 
 
 def read_vid_detections(
-    path: str | Path, *, sequence: str | None = None, class_names: Sequence[str] | None = None
+    path: str | Path,
+    *,
+    sequence: str | None = None,
+    class_names: Sequence[str] | None = None,
+    num_frames: Mapping[str, int] | None = None,
 ) -> DetectionRows:
     """Detections of a file or of a folder of *.txt.
 
     With `class_names`, such as `IMAGENET_VID_CLASSES`, class numbers become names, and an unknown one is an error.
     """
     found: DetectionRows = {}
+    lengths = num_frames or {}
     for name, file in named(sequence, sequence_files(Path(path), ["*.txt"], "detections")).items():
         lines = read_lines(file, fields=(7,), what="detections (frame class score x1 y1 x2 y2)")
         frame, score = lines.column(0, "frame"), lines.column(2, "score")
-        found[name] = detection_rows(lines.where, frame, _labels(lines, 1, class_names), score, _corners(lines))
+        found[name] = detection_rows(
+            lines.where, frame, _labels(lines, 1, class_names), score, _corners(lines), length=lengths.get(name)
+        )
     return found
 
 

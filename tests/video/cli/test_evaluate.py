@@ -25,7 +25,12 @@ def files(tmp_path: Path) -> Path:
 def test_report(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     command = f"evaluate --ground-truth {files}/gt --detections {files}/first --detections {files}/later"
-    main([*command.split(), *f"--output {files}/report --resamples 50 --frame-rate 25 --latency-ms 30".split()])
+    main(
+        [
+            *command.split(),
+            *f"--output {files}/report --resamples 50 --frame-rate 25 --latency-ms 30 --image-size 500 400".split(),
+        ]
+    )
     printed = capsys.readouterr().out
     figures = json.loads((files / "report" / "report.json").read_text())
     expected = video.average_delay(*make_scene(1))
@@ -36,6 +41,7 @@ def test_report(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert first["streamed"]["average_delay_ms"] > first["average_delay_ms"]
     assert first["average_delay_interval"][0] < first["average_delay"]["exact"] < first["average_delay_interval"][1]
     assert sum(group["tracks"] for group in first["groups"]["size"].values()) == first["tracks"] == 18
+    assert set(first["groups"]["entry"]) <= {"start", "border", "interior"}
     later = figures["detectors"]["later"]
     assert later["average_delay"]["exact"] > first["average_delay"]["exact"]
     text = (files / "report" / "report.md").read_text()

@@ -172,6 +172,9 @@ def test_other_errors(tmp_path: Path) -> None:
     write(tmp_path / "s" / "seqinfo.ini", "[Sequence]\n")
     with pytest.raises(ValueError, match="seqinfo.ini: needs numbers seqLength"):
         truth(path)
+    late = write(tmp_path / "s" / "det" / "det.txt", DETECTIONS)
+    with pytest.raises(ValueError, match="det.txt, line 2: frame 1 lies beyond the end, the sequence has 1 frames"):
+        found(late, num_frames={"s": 1})
     with pytest.raises(FileNotFoundError, match="no file to read at"):
         truth(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="no MOT ground truth at"):
