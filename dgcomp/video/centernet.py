@@ -6,7 +6,6 @@ it runs over rectangles that cover them. Zhou et al., "Objects as points", arXiv
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +46,10 @@ class CenterNet:
             raise ValueError(f"zoom must be positive, got {zoom}")
         self.zoom, self.classes, self.min_score = zoom, tuple(classes), min_score
         self._network = GraphModel(path, ("tower_0/keypoints", "tower_0/wh")).eval()
-        self._macs = lru_cache(maxsize=None)(self._network.macs)
+        # All maps are whole at multiples of the stride, so that multiply-adds are linear in the number of its cells;
+        # what is left over are the 1 x 1 layers behind global means.
+        one, four = self._network.macs(STRIDE, STRIDE), self._network.macs(2 * STRIDE, 2 * STRIDE)
+        self._macs_per_cell, self._fixed_macs = (four - one) // 3, one - (four - one) // 3
 
     def detect(self, frame: Frame, regions: Boxes | None = None) -> Detections:
         """Objects in a frame, or in the union of the regions [R, 4]."""
@@ -59,11 +61,13 @@ class CenterNet:
     def operations(self, height: int, width: int, regions: Boxes | None = None) -> Operations:
         """Multiply-adds of the convolutions over the rectangles that `detect` runs on."""
         height, width = round(height * self.zoom), round(width * self.zoom)
-        rectangles = self._rectangles(height, width, regions)
-        sizes = (rectangles[:, 2:] - rectangles[:, :2]).astype(int).tolist()
-        whole = self._macs(*(_round_up(side) for side in (height, width)))
-        macs = sum(self._macs(h, w) for w, h in sizes)
+        whole = self._macs(self._rectangles(height, width, None))
+        macs = self._macs(self._rectangles(height, width, regions))
         return Operations(macs, 0, macs / whole)
+
+    def _macs(self, rectangles: Boxes) -> int:
+        num_cells = np.prod((rectangles[:, 2:] - rectangles[:, :2]) / STRIDE, axis=1).sum()
+        return self._fixed_macs * len(rectangles) + self._macs_per_cell * round(num_cells)
 
     def _rectangles(self, height: int, width: int, regions: Boxes | None) -> Boxes:
         """What is computed, in pixels of the enlarged frame."""

@@ -33,6 +33,7 @@ class HOGPeople:
     zoom : frames are enlarged by this first: people must become 96 pixels high or more.
     scale : step from one pyramid level to the next, above 1.
     stride : pixels from one window to the next, a multiple of 8.
+    padding : pixels by which windows may stick out of the frame (a multiple of 8), where people enter it.
     min_score : distance from the SVM's plane, the score; lower ones are dropped.
     max_iou : of boxes that overlap more, the best stays.
     """
@@ -42,17 +43,21 @@ class HOGPeople:
         *,
         zoom: float = 1.5,
         scale: float = 1.2,
-        stride: int = 8,
-        min_score: float = -0.5,
+        stride: int = 16,
+        padding: int = 32,
+        min_score: float = -1.0,
         max_iou: float = 0.5,
     ) -> None:
         if stride < CELL or stride % CELL:
             raise ValueError(f"stride must be a positive multiple of {CELL}, got {stride}")
+        if padding < 0 or padding % CELL:
+            raise ValueError(f"padding must be a multiple of {CELL} or 0, got {padding}")
         if not scale > 1:
             raise ValueError(f"scale must be above 1, got {scale}")
         if not zoom > 0:
             raise ValueError(f"zoom must be positive, got {zoom}")
-        self.zoom, self.scale, self.stride, self.min_score, self.max_iou = zoom, scale, stride, min_score, max_iou
+        self.zoom, self.scale, self.stride, self.padding = zoom, scale, stride, padding
+        self.min_score, self.max_iou = min_score, max_iou
         cv2 = load_opencv()
         self._hog = cv2.HOGDescriptor()
         self._hog.setSVMDetector(cv2.HOGDescriptor_getDefaultPeopleDetector())
@@ -90,7 +95,7 @@ class HOGPeople:
             image,
             hitThreshold=self.min_score,
             winStride=(self.stride, self.stride),
-            padding=(0, 0),
+            padding=(self.padding, self.padding),
             scale=self.scale,
             groupThreshold=0,
         )
@@ -102,7 +107,7 @@ class HOGPeople:
         """Of all pyramid levels, as far as a window fits."""
         total, level = 0.0, 1.0
         while height / level >= WINDOW[1] and width / level >= WINDOW[0]:
-            rows, columns = math.floor(height / level), math.floor(width / level)
+            rows, columns = (math.floor(side / level) + 2 * self.padding for side in (height, width))
             windows = ((rows - WINDOW[1]) // self.stride + 1) * ((columns - WINDOW[0]) // self.stride + 1)
             total += rows * columns * MACS_PER_PIXEL + windows * WEIGHTS
             level *= self.scale

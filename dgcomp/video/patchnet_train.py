@@ -72,4 +72,4 @@ def train_patchnet(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-        yield float(loss)
+        yield loss.item()

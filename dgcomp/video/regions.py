@@ -30,45 +30,39 @@ def join_regions(boxes: Boxes, step: int, height: int, width: int) -> Boxes:
     A rectangle is centred on its boxes and moved into the frame where it sticks out; one that is larger than the frame
     sticks out at the far end. Joining is greedy: always the two that save most.
     """
-    rectangles = list(np.asarray(boxes, dtype=np.float64))
-    areas = [_rounded_area(box, step) for box in rectangles]
-    while len(rectangles) > 1:
-        saved, i, j = _best_join(rectangles, areas, step)
-        if saved < 0:
+    hulls = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    while len(hulls) > 1:
+        both = _hulls(hulls)
+        areas = _rounded_areas(hulls, step)
+        saved = areas[:, None] + areas[None] - _rounded_areas(both, step)
+        saved[np.tril_indices(len(hulls))] = -np.inf
+        i, j = np.unravel_index(saved.argmax(), saved.shape)
+        if saved[i, j] < 0:
             break
-        both = _hull(rectangles[i], rectangles[j])
-        for index in (j, i):
-            del rectangles[index], areas[index]
-        rectangles.append(both)
-        areas.append(_rounded_area(both, step))
-    return np.array([_placed(box, step, height, width) for box in rectangles]).reshape(-1, 4)
+        hulls = np.concatenate((np.delete(hulls, (i, j), axis=0), both[i, j][None]))
+    return _placed(hulls, step, height, width)
 
 
-def _best_join(rectangles: list[Boxes], areas: list[float], step: int) -> tuple[float, int, int]:
-    """Area that the best join saves (negative: costs), and the indices i < j of its two."""
-    best = (-np.inf, 0, 0)
-    for j in range(1, len(rectangles)):
-        for i in range(j):
-            saved = areas[i] + areas[j] - _rounded_area(_hull(rectangles[i], rectangles[j]), step)
-            best = max(best, (saved, i, j))
-    return best
+def _hulls(boxes: Boxes) -> Boxes:
+    """The smallest box [N, N, 4] around every two of the boxes [N, 4]."""
+    low = np.minimum(boxes[:, None, :2], boxes[None, :, :2])
+    high = np.maximum(boxes[:, None, 2:], boxes[None, :, 2:])
+    return np.concatenate((low, high), axis=2)
 
 
-def _hull(a: Boxes, b: Boxes) -> Boxes:
-    return np.concatenate((np.minimum(a[:2], b[:2]), np.maximum(a[2:], b[2:])))
+def _rounded_sizes(boxes: Boxes, step: int) -> Boxes:
+    sizes: Boxes = np.ceil((boxes[..., 2:] - boxes[..., :2]) / step - 1e-9) * step
+    return sizes
 
 
-def _rounded_size(box: Boxes, step: int) -> Boxes:
-    return np.ceil((box[2:] - box[:2]) / step - 1e-9) * step
+def _rounded_areas(boxes: Boxes, step: int) -> Boxes:
+    areas: Boxes = np.prod(_rounded_sizes(boxes, step), axis=-1)
+    return areas
 
 
-def _rounded_area(box: Boxes, step: int) -> float:
-    return float(np.prod(_rounded_size(box, step)))
-
-
-def _placed(box: Boxes, step: int, height: int, width: int) -> Boxes:
-    """The rectangle for one hull, at whole pixels."""
-    size = _rounded_size(box, step)
-    corner = np.floor((box[:2] + box[2:] - size) / 2)
-    corner = np.clip(corner, 0, np.maximum(np.array([width, height]) - size, 0))
-    return np.concatenate((corner, corner + size))
+def _placed(boxes: Boxes, step: int, height: int, width: int) -> Boxes:
+    """The rectangles for hulls [N, 4], at whole pixels."""
+    sizes = _rounded_sizes(boxes, step)
+    corners = np.floor((boxes[:, :2] + boxes[:, 2:] - sizes) / 2)
+    corners = np.clip(corners, 0, np.maximum(np.array([width, height]) - sizes, 0))
+    return np.concatenate((corners, corners + sizes), axis=1)
