@@ -11,9 +11,9 @@ from typing import Literal
 
 __all__ = ["CompressOptions", "DataOptions", "Options", "RunOptions", "TrainOptions", "UsageError", "parse_options"]
 
-TaskName = Literal["image", "word-lm", "char-lm"]
-ModelName = Literal["resnet8", "resnet20", "lstm", "gpt"]
-DataName = Literal["fashion-mnist", "cifar10", "king-james", "text", "synthetic"]
+TaskName = Literal["image", "word-lm", "char-lm", "patchnet"]
+ModelName = Literal["resnet8", "resnet20", "lstm", "gpt", "patchnet"]
+DataName = Literal["fashion-mnist", "cifar10", "king-james", "text", "frames", "synthetic"]
 CompressName = Literal["none", "fp16", "powersgd", "dgc"]
 
 # First entry of each: what the task takes when the option is left out.
@@ -21,11 +21,13 @@ MODELS: dict[TaskName, tuple[ModelName, ...]] = {
     "image": ("resnet8", "resnet20"),
     "word-lm": ("lstm", "gpt"),
     "char-lm": ("lstm", "gpt"),
+    "patchnet": ("patchnet",),
 }
 DATA: dict[TaskName, tuple[DataName, ...]] = {
     "image": ("fashion-mnist", "cifar10", "synthetic"),
     "word-lm": ("king-james", "text", "synthetic"),
     "char-lm": ("king-james", "text", "synthetic"),
+    "patchnet": ("frames", "synthetic"),
 }
 
 DESCRIPTION = """Train a model with PyTorch DDP and see what its gradient exchange costs.
@@ -46,13 +48,15 @@ class DataOptions:
     """What is trained on what."""
 
     task: TaskName = "image"
-    """image classification, or a language model over words or characters"""
+    """image classification, a language model over words or characters, or PatchNet's boxes in video"""
     model: ModelName | None = None
     """resnet8 or resnet20 for images (default resnet8), lstm or gpt for text (default lstm)"""
     data: DataName | None = None
-    """images: fashion-mnist (default), cifar10; language models: king-james (default), text; synthetic: a try-out"""
+    """images: fashion-mnist (default), cifar10; language models: king-james (default), text; patchnet: frames of a
+    video or a folder of images; synthetic: a try-out"""
     data_folder: Path | None = None
-    """folder with the data files, or the file for --data text (default: found on the machine or downloaded)"""
+    """folder with the data files; the file for --data text, the video, folder or zip for --data frames (default: found
+    on the machine or downloaded)"""
     offline: bool = False
     """don't get missing data from the Debian archive or PyPI into the cache folder (~/.cache/dgcomp)"""
 
@@ -88,7 +92,7 @@ class TrainOptions:
     max_steps: int | None = None
     """stop after this many optimizer steps; the learning-rate schedule still spans --epochs"""
     batch_size: int | None = None
-    """samples per optimizer step, all ranks together (default: 128 images, 32 text streams)"""
+    """samples per optimizer step, all ranks together (default: 128 images, 32 text streams, 16 pairs)"""
     accumulate: int = 1
     """split each rank's part of the batch into this many backward passes, exchanged once"""
     learning_rate: float | None = None

@@ -20,20 +20,20 @@ SCORE_SHARE = 4 / RESPONSE**2
 SIDE_SCALE = 10.0
 
 
-def patchnet_loss(scores: Tensor, offsets: Tensor, pairs: Pairs) -> Tensor:
-    """Mean over the pairs of a hinge on every cell's score and a smooth L1 on the sides at the right cell.
+def patchnet_loss(scores: Tensor, offsets: Tensor, cell: Tensor, sides: Tensor) -> Tensor:
+    """Mean over N pairs of a hinge on every cell's score and a smooth L1 on the sides at the right cell.
 
+    `scores` [N, A, A] and `offsets` [N, 4, A, A] are PatchNet's, `cell` [N, 2] and `sides` [N, 4] those of `Pairs`.
     A cell's margin grows with its distance to the right cell, up to 2. The authors' code mixes up the axes of that
     distance where the right cell is not on the diagonal; here they are right.
     """
-    n = torch.arange(len(pairs))
-    row, column = pairs.cell.unbind(1)
-    places = torch.arange(RESPONSE)
+    n = torch.arange(len(cell))
+    row, column = cell.unbind(1)
+    places = torch.arange(RESPONSE, device=cell.device)
     distance = (places[:, None] - row[:, None, None]).abs() + (places - column[:, None, None]).abs()
     right = scores[n, row, column][:, None, None]
     hinge = (scores + distance.clamp(max=MARGIN) - right).relu().sum((1, 2)).mean()
-    sides = F.smooth_l1_loss(SIDE_SCALE * offsets[n, :, row, column], SIDE_SCALE * pairs.sides)
-    return sides + SCORE_SHARE * hinge
+    return F.smooth_l1_loss(SIDE_SCALE * offsets[n, :, row, column], SIDE_SCALE * sides) + SCORE_SHARE * hinge
 
 
 @torch.inference_mode()
@@ -67,7 +67,7 @@ def train_patchnet(
     for _ in range(steps):
         pairs = join_pairs([pair(rng) for _ in range(batch_size)])
         network.train()
-        loss = patchnet_loss(*network(pairs.search, pairs.template), pairs)
+        loss = patchnet_loss(*network(pairs.search, pairs.template), pairs.cell, pairs.sides)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -6,6 +6,7 @@ from launch.options import Options
 from launch.tasks.base import Task, seed_of
 from launch.tasks.image import ImageTask
 from launch.tasks.language import GPTTask, LSTMTask
+from launch.tasks.patchnet import PatchNetTask
 
 __all__ = ["build_task"]
 
@@ -18,6 +19,8 @@ def build_task(options: Options, device: torch.device) -> Task:
     torch.manual_seed(seed_of(options.train.seed))
     if options.data.task == "image":
         return ImageTask(options, device)
+    if options.data.task == "patchnet":
+        return PatchNetTask(options, device)
     if options.model_name == "gpt":
         return GPTTask(options, device)
     return LSTMTask(options, device)

@@ -39,7 +39,7 @@ def test_labels_decode_to_the_target(source: str) -> None:
     pairs = join_pairs([pair(rng) for _ in range(20)])
     boxes, _ = decode(*perfect_output(pairs), pairs.previous)
     np.testing.assert_allclose(boxes, pairs.target, rtol=1e-4, atol=1e-4)
-    assert patchnet_loss(*perfect_output(pairs), pairs) == 0
+    assert patchnet_loss(*perfect_output(pairs), pairs.cell, pairs.sides) == 0
     assert len(torch.unique(pairs.cell, dim=0)) > 5
 
 
@@ -72,7 +72,7 @@ def test_margin_has_its_axes_right() -> None:
         for away in ((0, 1), (0, 2)) if column == 0 else ((1, 0), (2, 0)):
             scores, offsets = perfect_output(pairs)
             scores[0, row + away[0] * (row == 0), column + away[1] * (column == 0)] = 5.0
-            costs.append(float(patchnet_loss(scores, offsets, pairs)) * 49 / 4)
+            costs.append(float(patchnet_loss(scores, offsets, pairs.cell, pairs.sides)) * 49 / 4)
         assert costs == pytest.approx([1.0, 2.0])
 
 
