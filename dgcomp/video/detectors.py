@@ -9,8 +9,9 @@
 a cost for each proposal counts R of them.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from dgcomp.video.boxes import Boxes
 from dgcomp.video.frames import Frame
 
-__all__ = ["Detections", "Detector", "Operations"]
+__all__ = ["Detections", "Detector", "Operations", "detection_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +80,16 @@ class Detector(Protocol):
     def operations(self, height: int, width: int, regions: Boxes | None = None) -> Operations:
         """What `detect` computes for a frame of this size and these regions."""
         ...
+
+
+def detection_rows(found: Iterable[Detections], class_names: Mapping[int, Any] | None = None) -> list[tuple[Any, ...]]:
+    """Rows (frame, class, score, x1, y1, x2, y2) of the detections of frames 0, 1, ..., as the metrics take them.
+
+    `class_names` says what a class number is called in the ground truth; others stay numbers.
+    """
+    names = class_names or {}
+    return [
+        (frame, names.get(kind, kind), score, *box)
+        for frame, one in enumerate(found)
+        for kind, score, box in zip(one.classes.tolist(), one.scores.tolist(), one.boxes.tolist(), strict=True)
+    ]

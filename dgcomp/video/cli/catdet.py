@@ -15,10 +15,10 @@ from pathlib import Path
 from dgcomp.video.annotate import FrameWriter, draw_boxes
 from dgcomp.video.catdet import CaTDet, CaTDetConfig
 from dgcomp.video.centernet import CenterNet
-from dgcomp.video.cli.rows import write_rows
-from dgcomp.video.detectors import Detections, Detector
+from dgcomp.video.detectors import Detections, Detector, detection_rows
 from dgcomp.video.frames import Frame, read_frames
 from dgcomp.video.hog import HOGPeople
+from dgcomp.video.readers import write_vid_detections
 from dgcomp.video.tracker import TrackerConfig
 
 __all__ = ["add_arguments", "run"]
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--margin", type=float, default=defaults.margin, help="pixels around regions")
     parser.add_argument("--max-frames", type=int, help="stop after so many")
     parser.add_argument("--output", type=Path, help="annotated .avi or .mp4, or a folder for annotated frames")
-    parser.add_argument("--detections", type=Path, help="text file for the detections")
+    parser.add_argument("--detections", type=Path, help=".txt file for the detections")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
             if writer is not None:
                 writer.write(_annotated(frame, found[-1], pipeline))
     if options.detections is not None:
-        write_rows(options.detections, found)
+        write_vid_detections(options.detections.parent, {options.detections.stem: detection_rows(found)})
     print(_summary(found, whole, pipeline))
 
 

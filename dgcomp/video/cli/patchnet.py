@@ -12,15 +12,16 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dgcomp.video.annotate import FrameWriter, draw_boxes
-from dgcomp.video.cli.rows import read_rows, write_rows
-from dgcomp.video.detectors import Detections
+from dgcomp.video.detectors import Detections, detection_rows
 from dgcomp.video.frames import Frame, read_frames
 from dgcomp.video.patchnet import PatchNet, operation_count
 from dgcomp.video.patchnet_track import PropagatedFrame, propagate
+from dgcomp.video.readers import read_detections, write_vid_detections
 
 __all__ = ["add_arguments", "run"]
 
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size-rate", type=float, default=1.0, help="share of a change of size that is believed")
     parser.add_argument("--max-frames", type=int, help="stop after so many")
     parser.add_argument("--output", type=Path, help="annotated .avi or .mp4, or a folder for annotated frames")
-    parser.add_argument("--detections", type=Path, help="text file for the boxes of all frames")
+    parser.add_argument("--detections", type=Path, help=".txt file for the boxes of all frames")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -61,7 +62,8 @@ def run(options: argparse.Namespace) -> None:
             if writer is not None:
                 writer.write(_annotated(source.frame, result))
     if options.detections is not None:
-        write_rows(options.detections, [result.detections for result in results])
+        rows = detection_rows(result.detections for result in results)
+        write_vid_detections(options.detections.parent, {options.detections.stem: rows})
     carried = sum(len(result.detections) for result in results if not result.is_key)
     print(
         f"{len(results)} frames, {sum(result.is_key for result in results)} of them key frames; {carried} boxes "
@@ -92,10 +94,20 @@ def _detector(options: argparse.Namespace, source: _Frames) -> Callable[[Frame],
 
         return CenterNet(options.centernet, zoom=1.5).detect
     if options.detections_from is not None:
-        rows = read_rows(options.detections_from)
-        return lambda frame: rows.get(source.number, Detections.none())
+        rows = read_detections(options.detections_from, "vid", sequence="video")["video"]
+        return lambda frame: _of_frame(rows, source.number)
     one = Detections(np.array([options.box]), np.ones(1), np.zeros(1, dtype=np.int64))
     return lambda frame: one
+
+
+def _of_frame(rows: list[tuple[Any, ...]], number: int) -> Detections:
+    """The detections of one frame; classes that are names count as one class."""
+    own = [row for row in rows if row[0] == number]
+    if not own:
+        return Detections.none()
+    classes = [row[1] if isinstance(row[1], int) else 0 for row in own]
+    values = np.array([row[2:] for row in own], dtype=np.float64)
+    return Detections(values[:, 1:], values[:, 0], np.array(classes, dtype=np.int64))
 
 
 def _annotated(frame: Frame, result: PropagatedFrame) -> Frame:
