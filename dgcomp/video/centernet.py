@@ -19,13 +19,14 @@ from dgcomp.video.frames import Frame, resize_frame
 from dgcomp.video.regions import join_regions
 from dgcomp.video.tfjs import GraphModel
 
-__all__ = ["CenterNet"]
+__all__ = ["PERSON", "CenterNet"]
 
 STRIDE = 32
 """Images must be a multiple of this high and wide."""
 CELL = 4
 """Pixels from one position of the heat map to the next."""
 PERSON = 0
+"""COCO's number of persons, counted from 0."""
 
 
 class CenterNet:

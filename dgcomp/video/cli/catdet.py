@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dgcomp.video.annotate import FrameWriter, draw_boxes
 from dgcomp.video.catdet import CaTDet, CaTDetConfig
-from dgcomp.video.centernet import CenterNet
+from dgcomp.video.centernet import PERSON, CenterNet
 from dgcomp.video.detectors import Detections, Detector, detection_rows
 from dgcomp.video.frames import Frame, read_frames
 from dgcomp.video.hog import HOGPeople
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-frames", type=int, help="stop after so many")
     parser.add_argument("--output", type=Path, help="annotated .avi or .mp4, or a folder for annotated frames")
     parser.add_argument("--detections", type=Path, help=".txt file for the detections")
+    parser.add_argument("--class-name", default="pedestrian", help="what the file calls persons (default: %(default)s)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -56,7 +57,8 @@ def run(options: argparse.Namespace) -> None:
             if writer is not None:
                 writer.write(_annotated(frame, found[-1], pipeline))
     if options.detections is not None:
-        write_vid_detections(options.detections.parent, {options.detections.stem: detection_rows(found)})
+        rows = detection_rows(found, {PERSON: options.class_name})
+        write_vid_detections(options.detections.parent, {options.detections.stem: rows})
     print(_summary(found, whole, pipeline))
 
 

@@ -47,12 +47,13 @@ def run(options: argparse.Namespace) -> None:
     """Follow, write what was asked for, and print how often the detector ran."""
     network = PatchNet() if options.weights is None else PatchNet.from_weights(options.weights)
     source = _Frames(options.video, options.max_frames)
+    detect, names = _detector(options, source)
     results = []
     with FrameWriter(options.output) if options.output else nullcontext() as writer:
         for result in propagate(
             network,
             source,
-            _detector(options, source),
+            detect,
             interval=options.interval if options.box is None else 10**9,
             min_confidence=options.min_confidence if options.box is None else 0.0,
             min_score=options.min_score,
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
             if writer is not None:
                 writer.write(_annotated(source.frame, result))
     if options.detections is not None:
-        rows = detection_rows(result.detections for result in results)
+        rows = detection_rows((result.detections for result in results), names)
         write_vid_detections(options.detections.parent, {options.detections.stem: rows})
     carried = sum(len(result.detections) for result in results if not result.is_key)
     print(
@@ -88,26 +89,28 @@ class _Frames:
         return self.frame
 
 
-def _detector(options: argparse.Namespace, source: _Frames) -> Callable[[Frame], Detections]:
+def _detector(options: argparse.Namespace, source: _Frames) -> tuple[Callable[[Frame], Detections], dict[int, Any]]:
+    """What is called with key frames, and the names of its class numbers."""
     if options.centernet is not None:
-        from dgcomp.video.centernet import CenterNet
+        from dgcomp.video.centernet import PERSON, CenterNet
 
-        return CenterNet(options.centernet, zoom=1.5).detect
+        return CenterNet(options.centernet, zoom=1.5).detect, {PERSON: "pedestrian"}
     if options.detections_from is not None:
         rows = read_detections(options.detections_from, "vid", sequence="video")["video"]
-        return lambda frame: _of_frame(rows, source.number)
+        names = list(dict.fromkeys(row[1] for row in rows))
+        return lambda frame: _of_frame(rows, source.number, names), dict(enumerate(names))
     one = Detections(np.array([options.box]), np.ones(1), np.zeros(1, dtype=np.int64))
-    return lambda frame: one
+    return lambda frame: one, {}
 
 
-def _of_frame(rows: list[tuple[Any, ...]], number: int) -> Detections:
-    """The detections of one frame; classes that are names count as one class."""
+def _of_frame(rows: list[tuple[Any, ...]], number: int, names: list[Any]) -> Detections:
+    """The detections of one frame; classes are numbered by their place among the names."""
     own = [row for row in rows if row[0] == number]
     if not own:
         return Detections.none()
-    classes = [row[1] if isinstance(row[1], int) else 0 for row in own]
-    values = np.array([row[2:] for row in own], dtype=np.float64)
-    return Detections(values[:, 1:], values[:, 0], np.array(classes, dtype=np.int64))
+    values = np.array([row[2:7] for row in own], dtype=np.float64)
+    classes = np.array([names.index(row[1]) for row in own], dtype=np.int64)
+    return Detections(values[:, 1:], values[:, 0], classes)
 
 
 def _annotated(frame: Frame, result: PropagatedFrame) -> Frame:
