@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dgcomp.video.boxes import Boxes, suppress
@@ -55,8 +56,11 @@ class CenterNet:
     def detect(self, frame: Frame, regions: Boxes | None = None) -> Detections:
         """Objects in a frame, or in the union of the regions [R, 4]."""
         image = resize_frame(frame, self.zoom)
-        rectangles = self._rectangles(*image.shape[:2], regions)
-        found = [self._in_rectangle(image, rectangle) for rectangle in rectangles.astype(int)]
+        rectangles = self._rectangles(*image.shape[:2], regions).astype(int)
+        sizes = rectangles[:, 2:] - rectangles[:, :2]
+        found = []
+        for size in np.unique(sizes, axis=0):  # rectangles of one size make one batch
+            found += self._in_rectangles(image, rectangles[(sizes == size).all(1)])
         return _joined(found, is_whole=regions is None)
 
     def operations(self, height: int, width: int, regions: Boxes | None = None) -> Operations:
@@ -77,14 +81,16 @@ class CenterNet:
         return join_regions(regions * self.zoom, STRIDE, height, width)
 
     @torch.inference_mode()
-    def _in_rectangle(self, image: Frame, rectangle: Sequence[int]) -> Detections:
-        x1, y1, x2, y2 = rectangle
-        crop = torch.from_numpy(image[y1:y2, x1:x2].astype(np.float32)).permute(2, 0, 1)
-        crop = F.pad(crop, (0, x2 - x1 - crop.shape[2], 0, y2 - y1 - crop.shape[1]))
-        heat, sides = self._network(crop[None].contiguous(memory_format=torch.channels_last))
-        found = self._decode(heat[0, list(self.classes)], sides[0])
-        boxes = (found.boxes + np.array([x1, y1, x1, y1])) / self.zoom
-        return Detections(boxes, found.scores, found.classes)
+    def _in_rectangles(self, image: Frame, rectangles: NDArray[np.int64]) -> list[Detections]:
+        """What is in each of several rectangles [N, 4] of one size, in pixels of the frame that was not enlarged."""
+        crops = torch.stack([_crop(image, *rectangle) for rectangle in rectangles.tolist()])
+        heat, sides = self._network(crops.contiguous(memory_format=torch.channels_last))
+        found = []
+        for corner, one_heat, one_sides in zip(rectangles[:, :2], heat[:, list(self.classes)], sides, strict=True):
+            inside = self._decode(one_heat, one_sides)
+            boxes = (inside.boxes + np.tile(corner, 2)) / self.zoom
+            found.append(Detections(boxes, inside.scores, inside.classes))
+        return found
 
     def _decode(self, heat: Tensor, sides: Tensor) -> Detections:
         """Local maxima of the heat maps [C, h, w]; `sides` [4, h, w] are distances to the left, top, right, bottom."""
@@ -95,6 +101,12 @@ class CenterNet:
         boxes = torch.stack((x - left, y - top, x + right, y + bottom), 1).numpy()
         scores = heat[kind, row, column].double().numpy()
         return Detections(boxes, scores, np.array(self.classes, dtype=np.int64)[kind.numpy()])
+
+
+def _crop(image: Frame, x1: int, y1: int, x2: int, y2: int) -> Tensor:
+    """Floats [3, y2 - y1, x2 - x1] of 0 to 255; zeros below and to the right of the frame."""
+    crop = torch.from_numpy(image[y1:y2, x1:x2]).permute(2, 0, 1).float()
+    return F.pad(crop, (0, x2 - x1 - crop.shape[2], 0, y2 - y1 - crop.shape[1]))
 
 
 def _joined(found: Sequence[Detections], *, is_whole: bool) -> Detections:

@@ -52,8 +52,10 @@ class GraphModel(nn.Module):
             known = ", ".join(sorted(_OPERATORS))
             raise ValueError(f"path {path} has operators {', '.join(unknown)} that this reader lacks; it has {known}")
         self._buffer_of = {node.name: f"w{i}" for i, node in enumerate(self._nodes) if node.operator == "Const"}
+        filters = {node.inputs[1]: node for node in self._nodes if _OPERATORS.get(node.operator) is _convolution}
         for name, buffer in self._buffer_of.items():
-            self.register_buffer(buffer, weights[name])
+            value = weights[name]
+            self.register_buffer(buffer, _as_filters(filters[name], value) if name in filters else value)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Values of the outputs for `images` [N, C, H, W]."""
@@ -144,18 +146,30 @@ def _weights(entries: list[dict[str, Any]], data: bytes) -> dict[str, Tensor]:
 # --- operators --------------------------------------------------------------------------------------------------------
 
 
-def _convolution(node: _Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Conv2D, DepthwiseConv2dNative and their fused forms; weights arrive as [height, width, inputs, outputs]."""
+def _as_filters(node: _Node, weight: Tensor) -> Tensor:
+    """A convolution's weight [height, width, inputs, outputs] in torch's order [outputs, inputs / groups, ...]."""
+    if _is_depthwise(node):
+        return weight.permute(2, 3, 0, 1).flatten(0, 1)[:, None].contiguous()
+    return weight.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def _is_depthwise(node: _Node) -> bool:
+    return "Depthwise" in node.operator
+
+
+def _convolution(node: _Node, x: Tensor, filters: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Conv2D, DepthwiseConv2dNative and their fused forms."""
     _, *stride, _ = node.attributes["strides"]
     _, *dilation, _ = node.attributes["dilations"]
-    kernel = weight.shape[:2]
+    padding: Any = 0
     if node.attributes["padding"] == "SAME":
-        x = F.pad(x, _same_padding(x.shape[2:], kernel, stride, dilation))
-    is_depthwise = "Depthwise" in node.operator
-    groups = weight.shape[2] if is_depthwise else 1
-    order = (2, 3, 0, 1) if is_depthwise else (3, 2, 0, 1)
-    filters = weight.permute(order).reshape(-1, weight.shape[2] // groups, *kernel)
-    y = F.conv2d(x, filters, bias, stride, 0, dilation, groups)
+        left, right, top, bottom = _same_padding(x.shape[2:], filters.shape[2:], stride, dilation)
+        if (left, top) == (right, bottom):
+            padding = (top, left)
+        else:
+            x = F.pad(x, (left, right, top, bottom))
+    groups = x.shape[1] if _is_depthwise(node) else 1
+    y = F.conv2d(x, filters, bias, stride, padding, dilation, groups)
     for fused in node.attributes.get("fused_ops") or ():
         if fused != "BiasAdd":
             y = _ACTIVATIONS[fused](y)
