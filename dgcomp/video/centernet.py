@@ -105,7 +105,7 @@ class CenterNet:
 
 def _crop(image: Frame, x1: int, y1: int, x2: int, y2: int) -> Tensor:
     """Floats [3, y2 - y1, x2 - x1] of 0 to 255; zeros below and to the right of the frame."""
-    crop = torch.from_numpy(image[y1:y2, x1:x2]).permute(2, 0, 1).float()
+    crop = torch.from_numpy(image[y1:y2, x1:x2].astype(np.float32)).permute(2, 0, 1)
     return F.pad(crop, (0, x2 - x1 - crop.shape[2], 0, y2 - y1 - crop.shape[1]))
 
 

@@ -48,7 +48,7 @@ def read_image(data: bytes) -> Frame:
     except ModuleNotFoundError:
         raise ModuleNotFoundError("reading images needs Pillow: pip install 'dgcomp[video]'") from None
     with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))
+        return np.array(image.convert("RGB"))
 
 
 def resize_frame(frame: Frame, zoom: float) -> Frame:
@@ -56,7 +56,7 @@ def resize_frame(frame: Frame, zoom: float) -> Frame:
     height, width = (round(side * zoom) for side in frame.shape[:2])
     if (height, width) == frame.shape[:2]:
         return frame
-    image = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None]
+    image = torch.from_numpy(np.array(frame)).permute(2, 0, 1)[None]  # a copy: torch warns of read-only arrays
     resized = F.interpolate(image, (height, width), mode="bilinear", align_corners=False)
     return resized[0].permute(1, 2, 0).numpy()
 

@@ -29,8 +29,9 @@ def test_assignment_against_scipy(rows: int, columns: int, seed: int, has_ties: 
     rng = np.random.default_rng(seed)
     cost = rng.integers(-3, 3, (rows, columns)).astype(float) if has_ties else rng.normal(size=(rows, columns))
     ours, theirs = assign(cost), linear_sum_assignment(cost)
-    assert ours[0].tolist() == theirs[0].tolist()
-    assert len(set(ours[1].tolist())) == min(rows, columns)
+    for chosen in ours:  # with ties another choice may be as good
+        assert len(set(chosen.tolist())) == min(rows, columns)
+    assert (np.diff(ours[0]) > 0).all()
     assert cost[ours].sum() == pytest.approx(cost[theirs].sum())
 
 

@@ -45,13 +45,13 @@ def test_patchnet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_catdet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    frames = write_frames(tmp_path / "in", [spots((20 + 2 * step, 40)) for step in range(4)])
+    frames = write_frames(tmp_path / "in", [spots((20 + 4 * step, 40)) for step in range(4)])
     command = ["catdet", str(frames), "--weights", str(blob_model(tmp_path)), "--zoom", "1"]
     options = ["--proposal", "centernet", "--proposal-zoom", "1", "--output", str(tmp_path / "out")]
     main([*command, *options, "--detections", str(tmp_path / "found.txt")])
     text = capsys.readouterr().out
     assert "4 frames, 4 detections" in text
-    assert "on 6.7 % of the frame" in text  # 32 x 32 of 96 x 160
+    assert "on 26.7 % of the frame" in text  # 64 x 64 of 96 x 160
     assert len(list(read_frames(tmp_path / "out"))) == 4
     rows = video.read_detections(tmp_path / "found.txt", "vid", sequence="v")["v"]
     assert len({row[0] for row in rows}) == 4
