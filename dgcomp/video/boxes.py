@@ -13,15 +13,18 @@ def iou_matrix(left: Boxes, right: Boxes) -> Boxes:
     low = np.maximum(left[:, None, :2], right[None, :, :2])
     high = np.minimum(left[:, None, 2:], right[None, :, 2:])
     shared = np.prod(np.clip(high - low, 0, None), axis=2)
-    union = _areas(left)[:, None] + _areas(right)[None] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return _ratios(shared, _areas(left)[:, None] + _areas(right)[None] - shared)
 
 
 def paired_iou(left: Boxes, right: Boxes) -> Boxes:
     """Intersection over union of the i-th box of `left` with the i-th of `right`."""
     shared = np.prod(np.clip(np.minimum(left[:, 2:], right[:, 2:]) - np.maximum(left[:, :2], right[:, :2]), 0, None), 1)
-    union = _areas(left) + _areas(right) - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return _ratios(shared, _areas(left) + _areas(right) - shared)
+
+
+def _ratios(shared: Boxes, union: Boxes) -> Boxes:
+    ratios: Boxes = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return ratios
 
 
 def _areas(boxes: Boxes) -> Boxes:

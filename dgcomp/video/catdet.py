@@ -28,9 +28,9 @@ class CaTDetConfig:
 
     c_threshold: float = 0.1
     """score that a proposal needs to be looked at; on the proposal detector's scale"""
-    t_threshold: float = 0.4
+    t_threshold: float = 0.3
     """score that a refined detection needs to be tracked; on the refinement detector's scale"""
-    margin: float = 12.0
+    margin: float = 5.0
     """pixels around proposals and predictions that the refinement detector computes too"""
     tracker: TrackerConfig | None = field(default_factory=TrackerConfig)
     """None: a plain cascade, for comparison"""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dgcomp.video.boxes import Boxes
 from dgcomp.video.catdet import CaTDet, CaTDetConfig
@@ -18,6 +19,7 @@ from dgcomp.video.frames import Frame
 
 __all__ = ["OperatingPoint", "choose_point", "config_grid", "sweep"]
 
+Bools = NDArray[np.bool_]
 Delay = Callable[[Sequence[Detections]], float]
 
 
@@ -60,10 +62,10 @@ def sweep(
     delay : from the detections of every frame to a number that should be small; for example a function that makes
         rows of them and calls `dgcomp.video.average_delay` with the calibration video's ground truth.
     """
-    pair = [_Recorded(detector, frames) for detector in (proposal, refinement)]
+    cheap, expensive = _Recorded(proposal, frames), _Recorded(refinement, frames)
     points = []
     for config in configs:
-        pipeline = CaTDet(*pair, config)
+        pipeline = CaTDet(cheap, expensive, config)
         found = list(pipeline.run(frames))
         points.append(OperatingPoint(config, delay(found), pipeline.ledger.total / len(frames)))
     return points
@@ -112,8 +114,8 @@ class _Recorded:
         if regions is None:
             return found
         centers = (found.boxes[:, None, :2] + found.boxes[:, None, 2:]) / 2
-        is_inside = ((centers >= regions[None, :, :2]) & (centers <= regions[None, :, 2:])).all(2).any(1)
-        return found[np.asarray(is_inside)]
+        is_in_region: Bools = ((centers >= regions[None, :, :2]) & (centers <= regions[None, :, 2:])).all(2)
+        return found[is_in_region.any(1)]
 
     def operations(self, height: int, width: int, regions: Boxes | None = None) -> Operations:
         return self._detector.operations(height, width, regions)

@@ -56,7 +56,8 @@ class CenterNet:
     def detect(self, frame: Frame, regions: Boxes | None = None) -> Detections:
         """Objects in a frame, or in the union of the regions [R, 4]."""
         image = resize_frame(frame, self.zoom)
-        rectangles = self._rectangles(*image.shape[:2], regions).astype(int)
+        height, width = image.shape[:2]
+        rectangles = self._rectangles(height, width, regions).astype(int)
         sizes = rectangles[:, 2:] - rectangles[:, :2]
         found = []
         for size in np.unique(sizes, axis=0):  # rectangles of one size make one batch
@@ -71,8 +72,8 @@ class CenterNet:
         return Operations(macs, 0, macs / whole)
 
     def _macs(self, rectangles: Boxes) -> int:
-        num_cells = np.prod((rectangles[:, 2:] - rectangles[:, :2]) / STRIDE, axis=1).sum()
-        return self._fixed_macs * len(rectangles) + self._macs_per_cell * round(num_cells)
+        num_cells = int(np.rint(np.prod((rectangles[:, 2:] - rectangles[:, :2]) / STRIDE, axis=1).sum()))
+        return self._fixed_macs * len(rectangles) + self._macs_per_cell * num_cells
 
     def _rectangles(self, height: int, width: int, regions: Boxes | None) -> Boxes:
         """What is computed, in pixels of the enlarged frame."""

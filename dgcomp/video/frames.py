@@ -27,14 +27,9 @@ def read_frames(path: str | Path) -> Iterator[Frame]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"path {path} must be a video, a folder of images or a zip of images; it is not there")
-    if path.is_dir():
-        frames = (read_image(file.read_bytes()) for file in sorted(path.iterdir()) if _is_image(file.name))
-    elif path.suffix == ".zip":
-        frames = _zip_frames(path)
-    else:
-        frames = _video_frames(path)
+    read = _folder_frames if path.is_dir() else _zip_frames if path.suffix == ".zip" else _video_frames
     count = 0
-    for frame in frames:
+    for frame in read(path):
         count += 1
         yield frame
     if not count:
@@ -63,6 +58,12 @@ def resize_frame(frame: Frame, zoom: float) -> Frame:
 
 def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _folder_frames(path: Path) -> Iterator[Frame]:
+    for file in sorted(path.iterdir()):
+        if _is_image(file.name):
+            yield read_image(file.read_bytes())
 
 
 def _zip_frames(path: Path) -> Iterator[Frame]:

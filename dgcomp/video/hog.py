@@ -66,7 +66,8 @@ class HOGPeople:
         """Persons in a frame, or in rectangles that cover the regions [R, 4]."""
         image = resize_frame(frame, self.zoom)
         found = []
-        for x1, y1, x2, y2 in self._rectangles(*image.shape[:2], regions).astype(int):
+        height, width = image.shape[:2]
+        for x1, y1, x2, y2 in self._rectangles(height, width, regions).astype(int):
             boxes, scores = self._in_image(np.ascontiguousarray(image[y1:y2, x1:x2, ::-1]))
             found.append(np.column_stack((boxes + np.array([x1, y1, x1, y1]), scores)))
         rows = np.concatenate(found) if found else np.zeros((0, 5))

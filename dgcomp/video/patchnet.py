@@ -191,14 +191,17 @@ class PatchCorrelation(nn.Module):
         kernels = self._kernels(template)
         flat = search.reshape(1, n * channels, *search.shape[2:])
         responses = F.conv2d(flat, kernels.reshape(-1, channels, CELL, CELL), stride=2, groups=n)
-        return responses.unflatten(1, (n, -1))[0] * self._gain(search)
+        normalized: Tensor = responses.unflatten(1, (n, -1))[0] * self._gain(search)
+        return normalized
 
     def _kernels(self, template: Tensor) -> Tensor:
         """Filtered patches [N, 64, 3, 8, 8]: real and imaginary parts scaled separately, no complex product."""
-        patches = template.unflatten(3, (PATCHES, CELL)).unflatten(2, (PATCHES, CELL))
+        grid = (PATCHES, CELL)
+        patches = template.unflatten(3, grid).unflatten(2, grid)
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
         spectrum = torch.view_as_real(torch.fft.rfft2(patches, norm="ortho")) * self.freq_coeff
-        return torch.fft.irfft2(torch.view_as_complex(spectrum), s=(CELL, CELL), norm="ortho")
+        kernels: Tensor = torch.fft.irfft2(torch.view_as_complex(spectrum), s=(CELL, CELL), norm="ortho")
+        return kernels
 
     @torch.no_grad()
     def _gain(self, search: Tensor) -> Tensor:

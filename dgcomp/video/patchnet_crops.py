@@ -39,7 +39,8 @@ def _sampled(boxes: Boxes) -> Boxes:
 
     So in the authors' code; the weights were trained with it.
     """
-    return np.ascontiguousarray(boxes, dtype=np.float64) + np.array([0.0, 0.0, 1.0, 1.0])
+    corners: Boxes = np.ascontiguousarray(boxes, dtype=np.float64) + np.array([0.0, 0.0, 1.0, 1.0])
+    return corners
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator]

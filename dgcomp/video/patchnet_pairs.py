@@ -54,14 +54,18 @@ class Pairs:
 def join_pairs(pairs: Sequence[Pairs]) -> Pairs:
     """One batch of several."""
     return Pairs(
-        *(torch.cat([getattr(pair, name) for pair in pairs]) for name in ("search", "template", "cell", "sides")),
-        *(np.concatenate([getattr(pair, name) for pair in pairs]) for name in ("previous", "target")),
+        search=torch.cat([pair.search for pair in pairs]),
+        template=torch.cat([pair.template for pair in pairs]),
+        cell=torch.cat([pair.cell for pair in pairs]),
+        sides=torch.cat([pair.sides for pair in pairs]),
+        previous=np.concatenate([pair.previous for pair in pairs]),
+        target=np.concatenate([pair.target for pair in pairs]),
     )
 
 
 def image_pair(frames: Sequence[Frame], rng: np.random.Generator) -> Pairs:
     """One pair from a single image: a box of it moved, resized, lit differently, before a shifted background."""
-    frame = frames[rng.integers(len(frames))]
+    frame = frames[int(rng.integers(len(frames)))]
     box = _random_box(frame, rng)
     scale = np.exp(rng.normal(0, 0.07, 2))
     target = _box(_center(box), _size(box) * scale)
@@ -110,7 +114,7 @@ class TrackedBoxes:
 def track_pair(tracked: TrackedBoxes, rng: np.random.Generator) -> Pairs:
     """One pair from two frames of a track; the search starts a random way off, as after a wrong step before."""
     i, j, first, second = tracked.pairs
-    one = rng.integers(len(i))
+    one = int(rng.integers(len(i)))
     box, target = first[one : one + 1], second[one : one + 1]
     previous = _previous_box(target, _size(box), rng)
     search = crop_searches(tracked.frames[j[one]], previous)

@@ -74,7 +74,7 @@ def propagate(
 
 def _usable(detections: Detections) -> Detections:
     """Those that have something to follow: a detector may return boxes of no area at the border."""
-    return detections[((detections.boxes[:, 2:] - detections.boxes[:, :2]) >= 1).all(1)]
+    return detections[(detections.boxes[:, 2:] - detections.boxes[:, :2]).min(axis=1, initial=np.inf) >= 1]
 
 
 class BoxPropagator:
@@ -105,7 +105,8 @@ class BoxPropagator:
     def step(self, frame: Frame) -> tuple[Boxes, NDArray[np.float64]]:
         """Boxes [N, 4] in the next frame, clipped to it, and the confidences [N] of their positions."""
         if len(self.boxes):
-            found, confidences = decode(*self.network(crop_searches(frame, self.boxes), self._templates), self.boxes)
+            scores, offsets = self.network(crop_searches(frame, self.boxes), self._templates)
+            found, confidences = decode(scores, offsets, self.boxes)
             self.boxes = clip_boxes(_resized(self.boxes, found, self.size_rate), *frame.shape[:2])
             self.confidences = confidences
         return self.boxes, self.confidences

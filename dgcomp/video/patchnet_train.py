@@ -39,7 +39,8 @@ def patchnet_loss(scores: Tensor, offsets: Tensor, cell: Tensor, sides: Tensor) 
 @torch.inference_mode()
 def pair_ious(network: nn.Module, pairs: Pairs) -> NDArray[np.float64]:
     """Overlap [N] of the boxes that the network finds with the true ones."""
-    found, _ = decode(*network.eval()(pairs.search, pairs.template), pairs.previous)
+    scores, offsets = network.eval()(pairs.search, pairs.template)
+    found, _ = decode(scores, offsets, pairs.previous)
     return paired_iou(found, pairs.target)
 
 
@@ -67,7 +68,8 @@ def train_patchnet(
     for _ in range(steps):
         pairs = join_pairs([pair(rng) for _ in range(batch_size)])
         network.train()
-        loss = patchnet_loss(*network(pairs.search, pairs.template), pairs.cell, pairs.sides)
+        scores, offsets = network(pairs.search, pairs.template)
+        loss = patchnet_loss(scores, offsets, pairs.cell, pairs.sides)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
