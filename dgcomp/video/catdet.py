@@ -1,0 +1,141 @@
+"""CaTDet: a cheap detector says where to look, a tracker where things should still be, an expensive one looks there.
+
+Every frame goes through the proposal detector; its detections above `c_threshold` and the tracker's predictions are
+the regions that the refinement detector computes, and what that finds above `t_threshold` feeds the tracker. The
+tracker keeps up the precision that a plain cascade loses; the proposal detector decides how late a new object is seen.
+
+Mao et al., "CaTDet: cascaded tracked detector for efficient object detection from video", arXiv 1810.00434.
+RECONSTRUCTION, see `dgcomp.video.tracker`.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dgcomp.video.boxes import Boxes
+from dgcomp.video.detectors import Detections, Detector, Operations
+from dgcomp.video.frames import Frame
+from dgcomp.video.regions import dilate, union_fraction
+from dgcomp.video.tracker import DecayTracker, TrackerConfig
+
+__all__ = ["CaTDet", "CaTDetConfig", "FrameRecord", "Ledger", "run_single"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaTDetConfig:
+    """Thresholds of a CaTDet; the scheduler chooses among them."""
+
+    c_threshold: float = 0.1
+    """score that a proposal needs to be looked at; on the proposal detector's scale"""
+    t_threshold: float = 0.3
+    """score that a refined detection needs to be tracked; on the refinement detector's scale"""
+    margin: float = 5.0
+    """pixels around proposals and predictions that the refinement detector computes too"""
+    tracker: TrackerConfig | None = field(default_factory=TrackerConfig)
+    """None: a plain cascade, for comparison"""
+
+    def __post_init__(self) -> None:
+        if not self.margin >= 0:
+            raise ValueError(f"margin must be at least 0 pixels, got {self.margin}")
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRecord:
+    """What one frame cost."""
+
+    proposal: Operations
+    refinement: Operations
+    num_proposals: int
+    """regions that the proposal detector asked for"""
+    num_predictions: int
+    """regions that the tracker asked for"""
+    union_fraction: float
+    """share of the frame in the union of the regions with their margins"""
+
+    @property
+    def total(self) -> int:
+        """Multiply-adds of both detectors; the tracker's few hundred are not counted."""
+        return self.proposal.total + self.refinement.total
+
+
+@dataclass
+class Ledger:
+    """Multiply-adds of a run, frame by frame: full-frame part, masked part, part for each proposal."""
+
+    frames: list[FrameRecord] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """Multiply-adds of all frames."""
+        return sum(frame.total for frame in self.frames)
+
+    def mean(self) -> dict[str, float]:
+        """Means over the frames: multiply-adds by part, shares of the frame, regions."""
+        rows = [
+            {
+                "total": frame.total,
+                "proposal": frame.proposal.total,
+                "refinement_frame": frame.refinement.frame,
+                "refinement_proposals": frame.refinement.proposals,
+                "computed_fraction": frame.refinement.mask_fraction,
+                "union_fraction": frame.union_fraction,
+                "num_proposals": frame.num_proposals,
+                "num_predictions": frame.num_predictions,
+            }
+            for frame in self.frames
+        ]
+        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}
+
+
+class CaTDet:
+    """Detector of a video's frames in order, made of two detectors of single frames.
+
+    Parameters
+    ----------
+    proposal, refinement : any two objects with the methods of `dgcomp.video.Detector`; their class numbers must agree.
+    """
+
+    def __init__(self, proposal: Detector, refinement: Detector, config: CaTDetConfig | None = None) -> None:
+        self.proposal, self.refinement = proposal, refinement
+        self.config = config or CaTDetConfig()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget tracks and ledger: another video begins."""
+        self.tracker = None if self.config.tracker is None else DecayTracker(self.config.tracker)
+        self.ledger = Ledger()
+        self.regions: Boxes = np.zeros((0, 4))
+        """Regions [R, 4] with their margins that the last frame's refinement looked at."""
+
+    def step(self, frame: Frame) -> Detections:
+        """Objects of the next frame."""
+        height, width = frame.shape[:2]
+        proposed = self.proposal.detect(frame).above(self.config.c_threshold).boxes
+        predicted = np.zeros((0, 4)) if self.tracker is None else self.tracker.predict(height, width)
+        self.regions = dilate(np.concatenate((predicted, proposed)), self.config.margin, height, width)
+        refined = self.refinement.detect(frame, self.regions)
+        if self.tracker is not None:
+            self.tracker.update(refined.above(self.config.t_threshold))
+        self.ledger.frames.append(
+            FrameRecord(
+                proposal=self.proposal.operations(height, width),
+                refinement=self.refinement.operations(height, width, self.regions),
+                num_proposals=len(proposed),
+                num_predictions=len(predicted),
+                union_fraction=union_fraction(self.regions, height, width),
+            )
+        )
+        return refined
+
+    def run(self, frames: Iterable[Frame]) -> Iterator[Detections]:
+        """`step` for each of a new video's frames."""
+        self.reset()
+        for frame in frames:
+            yield self.step(frame)
+
+
+def run_single(detector: Detector, frames: Iterable[Frame]) -> Iterator[tuple[Detections, Operations]]:
+    """One detector on whole frames: what a CaTDet is compared with."""
+    for frame in frames:
+        yield detector.detect(frame), detector.operations(*frame.shape[:2])
