@@ -210,7 +210,7 @@ def _check(engine: Any) -> None:
     unsupported = {
         '"zero_optimization": {"offload_optimizer"}': engine.zero_offload_optimizer() is not None,
         '"zero_optimization": {"overlap_comm": true}': stage == 1 and bool(engine.zero_overlap_comm()),
-        '"gradient_clipping", which may be on by default (use 0.0 and DGCConfig(clip_norm=...))': engine.gradient_clipping() > 0.0,
+        '"gradient_clipping" above 0.0, its default, (use DGCConfig(clip_norm=...))': engine.gradient_clipping() > 0.0,
         "pipeline parallelism": bool(engine.pipeline_parallelism),
         "mixture of experts": bool(engine.has_moe_layers),
         "tensor parallelism": engine.mp_world_size > 1,
