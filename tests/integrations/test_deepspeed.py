@@ -16,7 +16,7 @@ from tests.ranks import run_ranks
 from tests.training import same_on_all_ranks
 
 JOB = Job(config=dgcomp.DGCConfig(density=1.0), steps=range(8))
-FP16 = {"fp16": {"enabled": True, "initial_scale_power": 8, "loss_scale_window": 4, "hysteresis": 1}}
+FP16 = {"fp16": {"enabled": True, "initial_scale_power": 8, "loss_scale_window": 1000, "hysteresis": 1}}
 BF16 = {"bf16": {"enabled": True}}
 
 
@@ -56,6 +56,17 @@ def _overflow(train: Any) -> None:
         assert bad.nonfinite_steps == 1
         assert torch.equal(bad.parameters, without.parameters), stage
         assert torch.equal(bad.residual, without.residual), stage
+
+
+def _growing_scale(train: Any) -> None:
+    """In steps that raise the loss scale, 0.19.8 divides by the new one; what DGC delivers arrives whole."""
+    for stage in (0, 1):
+        ends = []
+        for scale in ({"loss_scale": 256.0}, {"loss_scale": 0, "initial_scale_power": 8, "loss_scale_window": 2}):
+            options = {"zero_optimization": {"stage": stage}, "fp16": {"enabled": True, **scale}}
+            ends.append(train(Job(config=SPARSE, steps=range(8), options=options)).parameters)
+        # Other scales round fp16 gradients alike but for underflow.
+        assert torch.allclose(ends[0], ends[1], atol=2e-3), stage
 
 
 def _large_updates(train: Any) -> None:
@@ -103,6 +114,7 @@ def _all(rank: int, folder: Path, port: int) -> None:
     _accumulation(train_deepspeed)
     _overflow(train_deepspeed)
     _large_updates(train_deepspeed)
+    _growing_scale(train_deepspeed)
     _half_precision(train_deepspeed, folder)
     _refusals()
 
