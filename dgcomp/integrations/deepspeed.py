@@ -9,7 +9,7 @@ At stage 1 the optimizer's state stays partitioned; u and v are whole on every r
 its own for every parameter.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,32 @@ class DeepSpeedState(Compressor):
             # Leaves the gradients where they are until the boundary, as in engine.coalesce_grad_reduction().
             self._zero._coalesce_grad_reduction = True
             self._zero.check_grad_overflow = True  # how a non-finite step is skipped, with bf16 and fp32 as well
-        elif engine.optimizer is engine.basic_optimizer:
+        if engine.optimizer is engine.basic_optimizer:
             engine.optimizer.register_step_pre_hook(self._drop_update)
+        else:
+            self._follow_scale(engine.optimizer)
+
+    def _follow_scale(self, optimizer: Any) -> None:
+        """Keep DeepSpeed from dividing by a loss scale that it has just raised, which would halve this update."""
+        update_scale = optimizer._update_scale
+
+        def update_and_rescale(has_overflow: bool = False) -> None:
+            before = optimizer.loss_scale
+            update_scale(has_overflow)
+            if not has_overflow and optimizer.loss_scale != before:
+                for gradient in self._unscaled_gradients():
+                    gradient.mul_(optimizer.loss_scale / before)
+
+        optimizer._update_scale = update_and_rescale
+
+    def _unscaled_gradients(self) -> Iterator[Tensor]:
+        """The fp32 gradients that the engine's optimizer is about to divide by the loss scale."""
+        if self._zero is not None:
+            for parts in self._zero.averaged_gradients.values():
+                yield from parts or ()
+            return
+        for members in self._engine.optimizer.fp32_groups:
+            yield from (parameter.grad for parameter in members if parameter.grad is not None)
 
     @torch.no_grad()
     def exchange(self, bucket_size: int = 0) -> None:
@@ -210,8 +234,7 @@ def _check(engine: Any) -> None:
     unsupported = {
         '"zero_optimization": {"offload_optimizer"}': engine.zero_offload_optimizer() is not None,
         '"zero_optimization": {"overlap_comm": true}': stage == 1 and bool(engine.zero_overlap_comm()),
-        '"gradient_clipping", which may be on by default (use 0.0 and DGCConfig(clip_norm=...))': engine.gradient_clipping()
-        > 0.0,
+        '"gradient_clipping" above 0.0, its default, (use DGCConfig(clip_norm=...))': engine.gradient_clipping() > 0.0,
         "pipeline parallelism": bool(engine.pipeline_parallelism),
         "mixture of experts": bool(engine.has_moe_layers),
         "tensor parallelism": engine.mp_world_size > 1,

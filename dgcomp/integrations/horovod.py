@@ -55,6 +55,7 @@ def DistributedOptimizer(
 class HorovodState(Compressor):
     """The compressor of one optimizer; give it to `hvd.elastic.TorchState(..., compressor=optimizer.compressor)`."""
 
+    _has_gradients = False
     _is_synchronized = False
     _skips_update = False
 
@@ -62,6 +63,8 @@ class HorovodState(Compressor):
         """Exchange gradients before every step of the optimizer, and give it Horovod's methods."""
         optimizer.register_step_pre_hook(self._before_update)
         optimizer.register_step_post_hook(self._after_update)
+        for parameter in self._names:
+            parameter.register_post_accumulate_grad_hook(self._note_gradient)
         optimizer.compressor, optimizer.synchronize = self, self.synchronize
         optimizer.skip_synchronize = self.skip_synchronize
 
@@ -81,22 +84,24 @@ class HorovodState(Compressor):
 
     def flush(self) -> dict[str, Tensor]:
         """As Compressor.flush; the step that it may make exchanges nothing."""
-        self._is_synchronized = True
-        taken = super().flush()
-        self._is_synchronized = False
-        return taken
+        self._has_gradients = False
+        return super().flush()
+
+    def _note_gradient(self, _parameter: Tensor) -> None:
+        # hvd.broadcast_optimizer_state makes a step of zeros, which is none to exchange.
+        self._has_gradients = True
 
     def _before_update(self, _optimizer: Any, args: Any, kwargs: Any) -> None:
         if kwargs.get("closure") or len(args) > 1:
             raise ValueError("step(closure) would need an exchange inside the step; call backward, then step()")
-        if not self._is_synchronized:
+        if self._has_gradients and not self._is_synchronized:
             self.synchronize()
         if self._skips_update:
             for parameter in self._names:
                 parameter.grad = None
 
     def _after_update(self, *_: Any) -> None:
-        self._is_synchronized = self._skips_update = False
+        self._has_gradients = self._is_synchronized = self._skips_update = False
 
 
 class CompressorStateHandler(hvd.elastic.state.StateHandler):  # type: ignore[misc]  # Horovod may be absent

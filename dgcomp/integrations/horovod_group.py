@@ -76,8 +76,8 @@ class HorovodGroup(dist.ProcessGroup):
         return _Pending(handle, source, lambda received: output.copy_(received[0]))
 
     def broadcast(self, tensors: Sequence[Tensor], opts: Any = None) -> dist.Work:
-        handle = hvd.broadcast_async_(tensors[0], opts.rootRank, name=self._name("broadcast"))
-        return _Pending(handle, tensors[0], None)
+        data = _bytes(tensors[0])
+        return _Pending(hvd.broadcast_async_(data, opts.rootRank, name=self._name("broadcast")), data, None)
 
     def barrier(self, opts: Any = None) -> dist.Work:
         return self.allreduce([torch.zeros(1)])
@@ -87,8 +87,9 @@ class HorovodGroup(dist.ProcessGroup):
     alltoall_base = all_to_all_single
 
     def _gather(self, source: Tensor, finish: Callable[[Tensor], Any]) -> dist.Work:
-        flat = source.reshape(-1)
-        return _Pending(hvd.allgather_async(flat, name=self._name("allgather")), flat, finish)
+        data = _bytes(source)
+        handle = hvd.allgather_async(data, name=self._name("allgather"))
+        return _Pending(handle, data, lambda gathered: finish(gathered.view(source.dtype)))
 
     def _name(self, kind: str) -> str:
         self._calls += 1
@@ -110,6 +111,11 @@ class _Pending(dist.Work):
 
     def is_completed(self) -> bool:
         return bool(hvd.poll(self._handle))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """View of a contiguous tensor as bytes, which Horovod carries whatever the dtype."""
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 def _reduce(rows: Tensor, op: Any) -> Tensor:

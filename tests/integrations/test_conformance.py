@@ -1,4 +1,7 @@
-"""One suite for all trainers: parity at density 1, conservation, equal replicas, exact resume, non-finite gradients."""
+"""One suite for all trainers: parity at density 1, conservation, equal replicas, exact resume, non-finite gradients.
+
+FSDP2 and Horovod, which need other processes, call the same checks from test_fsdp.py and horovod_ranks.py.
+"""
 
 import importlib
 import os
@@ -10,7 +13,7 @@ import pytest
 
 from tests.integrations.conformance import conform
 from tests.integrations.jobs import free_port, set_launcher_environment
-from tests.integrations.loops import train_ddp, train_fsdp, train_local_sgd
+from tests.integrations.loops import train_ddp, train_local_sgd
 from tests.ranks import run_ranks
 
 
@@ -22,14 +25,6 @@ def _ddp_and_local_sgd(rank: int, folder: Path) -> None:
 def test_ddp_and_local_sgd(tmp_path: Path) -> None:
     (tmp_path / "local_sgd").mkdir()
     run_ranks(_ddp_and_local_sgd, 2, tmp_path)
-
-
-def _fsdp(rank: int, folder: Path) -> None:
-    conform(train_fsdp, folder)
-
-
-def test_fsdp(tmp_path: Path) -> None:
-    run_ranks(_fsdp, 4, tmp_path)
 
 
 @pytest.mark.optional

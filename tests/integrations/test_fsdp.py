@@ -1,4 +1,4 @@
-"""What is particular to FSDP2: other numbers of nodes, accumulation, loss scaling, other optimizers, refusals."""
+"""FSDP2 on two nodes of two ranks: the conformance suite, and what is particular to it: other numbers of nodes, accumulation, loss scaling, other optimizers, refusals."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 
 import dgcomp
 from dgcomp.integrations import fsdp
-from tests.integrations.conformance import SPARSE, TOLERANCE
+from tests.integrations.conformance import SPARSE, TOLERANCE, conform
 from tests.integrations.jobs import Job, batches, make_model, make_sgd
 from tests.integrations.loops import train_fsdp
 from tests.ranks import run_ranks
@@ -137,6 +137,7 @@ def _refusals() -> None:
 
 
 def _all(rank: int, folder: Path) -> None:
+    conform(train_fsdp, folder / "conformance")
     _other_number_of_nodes(folder)
     _accumulation()
     _clipping()
