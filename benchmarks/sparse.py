@@ -13,11 +13,10 @@ benchmarks/results/sparse.json. Timings are medians; all contestants of a row ru
 """
 
 import argparse
-import resource
 import statistics
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +99,7 @@ def spgemm(args: argparse.Namespace) -> None:
         tensor = torch.sparse_csr_tensor(*indices, torch.from_numpy(a.data), a.shape, check_invariants=False)
         repeats = args.repeats if a.nnz < 5e5 else 3
         torch.set_num_threads(1)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        c = sparse.spgemm(a, a)
-        peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        c, peak_kb = added_memory_kb(lambda a=a: sparse.spgemm(a, a))
         error = verify(a, c)
 
         def sorted_scipy(a: Any = a) -> Any:
@@ -120,7 +117,22 @@ def spgemm(args: argparse.Namespace) -> None:
         output_kb = (c.indptr.nbytes + c.indices.nbytes + c.data.nbytes) // 1024
         input_kb = 2 * (a.indptr.nbytes + a.indices.nbytes + a.data.nbytes) // 1024
         memory = {"added_peak_kb": peak_kb, "output_kb": output_kb, "inputs_kb": input_kb}
+        memory["memory_ratio"] = round((input_kb + peak_kb) / (input_kb + output_kb), 2)
         append(row | {"max_relative_error": error, "one_thread_ms": one, "two_threads_ms": two} | memory)
+
+
+def added_memory_kb(run: Callable[[], Any]) -> tuple[Any, int]:
+    """What `run()` returns, and by how much its highest resident size exceeds the one before (Linux)."""
+    run()  # compiled code is not counted
+
+    def resident_kb(which: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(which)).split()[1])
+
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest size so far
+    before = resident_kb("VmRSS")
+    result = run()
+    return result, resident_kb("VmHWM") - before
 
 
 def verify(a: Any, c: Any) -> float:
