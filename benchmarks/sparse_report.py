@@ -183,6 +183,7 @@ def plot(points: list[Row]) -> None:
         seeds = min(p["seeds"] for p in points if p["task"] == task)
         axis.set(xscale="log", xlabel="reduction of multiplies", title=f"{task}, {seeds} seed{'s' * (seeds > 1)}")
         axis.set_xticks([2, 3, 5, 10, 20, 40], ["2", "3", "5", "10", "20", "40"])
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("accuracy against the dense network, points")
     axes[0][0].legend()
