@@ -13,11 +13,9 @@ benchmarks/results/sparse.json. Timings are medians; all contestants of a row ru
 """
 
 import argparse
-import resource
-import statistics
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,8 @@ from torch import nn
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.sparse_rows import RESULTS, append, medians_ms, read_rows
+from benchmarks.sparse_report import render
+from benchmarks.sparse_rows import append, medians_ms
 from benchmarks.sparse_training import METHODS, TASKS, prune, walk
 from dgcomp import sparse
 
@@ -100,9 +99,7 @@ def spgemm(args: argparse.Namespace) -> None:
         tensor = torch.sparse_csr_tensor(*indices, torch.from_numpy(a.data), a.shape, check_invariants=False)
         repeats = args.repeats if a.nnz < 5e5 else 3
         torch.set_num_threads(1)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        c = sparse.spgemm(a, a)
-        peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        c, peak_kb = added_memory_kb(lambda a=a: sparse.spgemm(a, a))
         error = verify(a, c)
 
         def sorted_scipy(a: Any = a) -> Any:
@@ -120,7 +117,22 @@ def spgemm(args: argparse.Namespace) -> None:
         output_kb = (c.indptr.nbytes + c.indices.nbytes + c.data.nbytes) // 1024
         input_kb = 2 * (a.indptr.nbytes + a.indices.nbytes + a.data.nbytes) // 1024
         memory = {"added_peak_kb": peak_kb, "output_kb": output_kb, "inputs_kb": input_kb}
+        memory["memory_ratio"] = round((input_kb + peak_kb) / (input_kb + output_kb), 2)
         append(row | {"max_relative_error": error, "one_thread_ms": one, "two_threads_ms": two} | memory)
+
+
+def added_memory_kb(run: Callable[[], Any]) -> tuple[Any, int]:
+    """What `run()` returns, and by how much its highest resident size exceeds the one before (Linux)."""
+    run()  # compiled code is not counted
+
+    def resident_kb(which: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(which)).split()[1])
+
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest size so far
+    before = resident_kb("VmRSS")
+    result = run()
+    return result, resident_kb("VmHWM") - before
 
 
 def verify(a: Any, c: Any) -> float:
@@ -158,81 +170,6 @@ def rmat(scale: int, num_edges: int) -> np.ndarray:
         lower, right = draw >= 0.76, ((draw >= 0.57) & (draw < 0.76)) | (draw >= 0.95)
         pairs = 2 * pairs + np.stack([lower, right], axis=1)
     return pairs
-
-
-# ---------------------------------------------------------------------------------------------- documents
-
-
-def render(args: argparse.Namespace) -> None:
-    """results/sparse.md and results/sparse.png."""
-    rows = read_rows()
-    lines = ["# dgcomp.sparse, measured", "", "Rows of sparse.json; `python benchmarks/sparse.py --help` says how.", ""]
-    for what in ("matvec", "conv", "spgemm", "walk"):
-        chosen = [row for row in rows if row["what"] == what]
-        if chosen:
-            lines += [f"## {what}", ""]
-            lines += table([flat(row) for row in chosen]) + [""]
-    pruned = [row for row in rows if row["what"] == "prune"]
-    if pruned:
-        lines += [
-            "## prune",
-            "",
-            "Mean over seeds; reduction = multiplies of the direct dense network / multiplies left.",
-            "",
-        ]
-        lines += table(summary(pruned)) + ["", "![accuracy against multiply reduction](sparse.png)", ""]
-        plot(pruned)
-    RESULTS.with_suffix(".md").write_text("\n".join(lines))
-
-
-def flat(row: dict[str, Any]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in row.items():
-        if isinstance(value, dict):
-            out |= {f"{key} {name}": inner for name, inner in value.items()}
-        elif key not in ("what", "torch", "machine", "command"):
-            out[key] = f"{value:.3g}" if isinstance(value, float) and abs(value) < 1e-3 else value
-    return out
-
-
-def table(rows: list[dict[str, Any]]) -> list[str]:
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    head = ["| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)]
-    return head + ["| " + " | ".join(str(row.get(key, "")) for key in keys) + " |" for row in rows]
-
-
-def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    groups: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["task"], row["method"], row["density"]), []).append(row)
-    out = []
-    for (task, method, density), group in sorted(groups.items(), key=lambda item: (*item[0][:2], -item[0][2])):
-        accuracies = [row["accuracy"] for row in group]
-        spread = f" ± {statistics.stdev(accuracies):.2f}" if len(group) > 1 else ""
-        reduction = statistics.mean(row["reduction"] for row in group)
-        figures = {"accuracy %": f"{statistics.mean(accuracies):.2f}{spread}", "reduction": f"{reduction:.1f}"}
-        out.append({"task": task, "method": method, "density": density, "seeds": len(group)} | figures)
-    return out
-
-
-def plot(rows: list[dict[str, Any]]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    tasks = sorted({row["task"] for row in rows})
-    figure, axes = plt.subplots(1, len(tasks), figsize=(6 * len(tasks), 4.5), squeeze=False)
-    for axis, task in zip(axes[0], tasks, strict=True):
-        for kind in METHODS:
-            groups = [r for r in summary([x for x in rows if x["task"] == task]) if r["method"] == kind]
-            points = [(float(r["reduction"]), float(r["accuracy %"].split()[0])) for r in groups]
-            axis.plot(*zip(*points, strict=True), marker="o", label=kind) if points else None
-        axis.set(xscale="log", xlabel="multiply reduction", ylabel="test accuracy, %", title=task)
-        axis.legend()
-        axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(RESULTS.with_suffix(".png"), dpi=110)
 
 
 if __name__ == "__main__":

@@ -156,17 +156,17 @@ def walk(args: argparse.Namespace) -> None:
         percent = accuracy(model, images) if percent is None else percent
         append({"what": "walk", "step": step, "accuracy": percent, "kilobytes": round(bits / 8192, 1)} | more)
 
-    train(model, images, 3000, 0.05, 0)
+    train(model, images, 1500, 0.05, 0)
     note("dense float32", 32 * weights)
     for density in (0.5, 0.3, 0.2, 0.1):
         pruner = sparse.Pruner(model, sparse.OneShot(density), layers=["0", "2"])
-        train(model, images, 700, 0.02, round(100 * density), pruner.step)
+        train(model, images, 400, 0.02, round(100 * density), pruner.step)
     kept = sum(int((layer.weight != 0).sum()) for layer in linears)
     note("pruned to 10 %, CSR", 64 * kept)
     for layer in linears:
         sparse.share_weights(layer)
     note("4-bit codebooks, as clustered", 8 * kept)
-    train(model, images, 700, 0.0005, 7)
+    train(model, images, 400, 0.0005, 7)
     for layer in linears:
         sparse.unshare_weights(layer)
     note("centroids fine-tuned", 8 * kept)

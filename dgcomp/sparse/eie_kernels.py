@@ -105,17 +105,18 @@ def matvec(
     for j in range(len(active)):
         column = active[j]
         value = x[column]
-        cursor = column_starts[column]
+        cursor = np.uint64(column_starts[column])
         for pe in range(pe_start):
-            cursor += lengths[column, pe]
+            cursor += np.uint64(lengths[column, pe])
         for pe in range(pe_start, pe_stop):
-            position = (pe - pe_start) * depth - 1
-            stop = cursor + lengths[column, pe]
+            place = np.uint64((pe - pe_start) * depth)  # unsigned: numba wraps signed indices, which takes time
+            stop = cursor + np.uint64(lengths[column, pe])
             while cursor < stop:
                 entry = np.uint32(entries[cursor])
-                position += np.int64(entry >> codebook_bits) + 1
-                accumulators[position] += codebook[entry & mask] * value
-                cursor += 1
+                place += np.uint64(entry >> np.uint32(codebook_bits))
+                accumulators[place] += codebook[entry & mask] * value
+                place += np.uint64(1)
+                cursor += np.uint64(1)
     for pe in range(pe_start, pe_stop):
         start = (pe - pe_start) * depth
         for position in range((rows - pe + num_pes - 1) // num_pes):

@@ -21,6 +21,7 @@ U = np.uint64
 _intrinsic: Any = extending.intrinsic  # its types do not know that the first argument is numba's own
 ONE, SIX, TWELVE, LOW = U(1), U(6), U(12), U(63)
 AHEAD, TWICE_AHEAD = U(8), U(16)
+NO_COLUMN = np.iinfo(np.int32).max
 SHORT_ROW = 96  # up to here ranking every column against all others beats the bitmap
 
 
@@ -184,7 +185,7 @@ def multiply_short_rows(
     """
     sums = np.zeros(num_columns, cx.dtype)
     bitmap = np.zeros((num_columns >> 6) + 1, np.uint64)
-    seen = np.empty(SHORT_ROW + 1, np.int32)
+    seen = np.empty(SHORT_ROW + 16, np.int32)
     num_entries = U(len(aj))
     for row in range(start, stop):
         first, last, o = U(ap[row]), U(ap[row + 1]), cp[row]
@@ -204,10 +205,13 @@ def multiply_short_rows(
                 m += ONE - ((word >> (j & LOW)) & ONE)
                 bitmap[j >> SIX] = word | (ONE << (j & LOW))
                 sums[j] += a * bx[q]
+        end = (m + U(15)) & ~U(15)  # whole vectors: the odd end of a loop costs as much as the rest of it
+        for t in range(m, end):
+            seen[t] = NO_COLUMN
         for t in range(m):
             column = seen[t]
             rank = np.int32(0)  # as wide as the columns, or the loop is not vectorized
-            for u in range(m):
+            for u in range(end):
                 rank = np.int32(rank + np.int32(seen[u] < column))
             place, j = U(o + rank), U(column)
             cj[place] = column
