@@ -96,7 +96,7 @@ class autocast:
     rules : exceptions by layer name, {shell pattern: bits, notation, Recipe, or None for floating point}.
     embedding : also quantize the weights of embeddings.
     matmul : also quantize both operands of matmul, @, bmm, baddbmm and scaled_dot_product_attention (its q, k and v).
-        Under torch.compile not together with checkpointing, where PyTorch loses the mode that this needs.
+        All but the last not under torch.compile with checkpointing, where PyTorch loses the mode that they need.
     pack : save quantized inputs of at most 4 bits as packed codes, ReLU outputs as bits, and nothing for a batch norm
         behind a quantized convolution, which runs again in the backward pass; gradients stay equal to the bit. Eager
         mode on CPU.
@@ -380,7 +380,7 @@ def _product(
 
 
 class _Mode(torch.overrides.TorchFunctionMode):
-    """Quantizes both operands of products of two activations; a product inside a gate is left to the gate."""
+    """Quantizes both operands of matmuls and saves less for ReLU and batch norm; what a gate runs is left to it."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

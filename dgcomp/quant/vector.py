@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +37,7 @@ __all__ = [
     "Rounding",
     "fake_per_vector",
     "integer_matmul",
+    "least_error_reference",
     "load_vectors",
     "per_vector",
     "save_vectors",
@@ -285,6 +287,25 @@ def _candidates(ratio: Tensor, top: int, rounding: str) -> list[Tensor]:
 
 def _least_error(values: Tensor, candidates: list[Tensor], gamma: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
     """Codes and scale codes of the candidate with the least squared error in each vector; the earlier one in a tie."""
+    if values.device.type == "cpu" and type(values) is Tensor and not torch.compiler.is_compiling():
+        return _cpu_least_error(values, torch.stack(candidates, -1), gamma, low, high)
+    return least_error_reference(values, candidates, gamma, low, high)
+
+
+def _cpu_least_error(values: Tensor, candidates: Tensor, gamma: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    from dgcomp.quant import cpu_quantize  # numba takes a second to import
+
+    codes, scale_codes = torch.empty_like(values), torch.empty(values.shape[:2])
+    groups = gamma.expand(values.shape[0], 1)[:, 0].contiguous()
+    arrays = (t.contiguous().numpy() for t in (values, candidates, groups))
+    cpu_quantize.least_error(*arrays, codes.numpy(), scale_codes.numpy(), np.float32(low), np.float32(high))
+    return codes, scale_codes
+
+
+def least_error_reference(
+    values: Tensor, candidates: list[Tensor], gamma: Tensor, low: int, high: int
+) -> tuple[Tensor, Tensor]:
+    """`_least_error` in torch operations: what the CPU loop must equal."""
     best_codes, best_scale_codes, least = None, candidates[0], None
     for scale_codes in candidates:
         codes = _round(values, scale_codes * gamma, low, high)
