@@ -44,7 +44,7 @@ def with_tables(text: str, sections: dict[str, Callable[[], str]]) -> str:
 
 def tables() -> dict[str, Callable[[], str]]:
     """What stands between the marks, by name."""
-    runs = json.loads(quantization.RESULTS.read_text())
+    runs = json.loads(quantization.RESULTS.read_text()) if quantization.RESULTS.exists() else []
     kinds = {kind: (lambda kind=kind: _newest(runs, kind)) for kind in ("clips", "vectors", "scale", "steps", "memory")}
     return {**kinds, "accuracy": _accuracy}
 

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from dgcomp.quant.cache import WeightCache
 from dgcomp.quant.operators import LINEAR, Layout, quantize_weight, quantized_call, quantized_product
 from dgcomp.quant.packed import can_pack, packed_batch_norm, packed_relu
-from dgcomp.quant.recipe import Recipe, layer_recipes, named_layers, parse_notation
+from dgcomp.quant.recipe import Recipe, layer_recipes, name_weights, parse_notation
 
 __all__ = ["autocast", "current_recipe", "disabled"]
 
@@ -225,14 +225,6 @@ def _leave(token: "tuple[_Scope | None, _Mode | None]") -> None:
     if mode is not None:
         mode.__exit__(None, None, None)
     _local.scope = previous
-
-
-def name_weights(model: nn.Module) -> None:
-    """Tell every weight the name of its layer: functions see the weight only."""
-    for name, module in named_layers(model).items():
-        for weight in (getattr(module, "weight", None), getattr(module, "in_proj_weight", None)):
-            if isinstance(weight, Tensor):
-                weight._dgcomp_layer = name  # type: ignore[attr-defined]
 
 
 def _recipe_of(scope: _Scope, weight: Tensor | None) -> Recipe:
