@@ -3,6 +3,8 @@
     python -m benchmarks.quantization scale        octav_scale against an absmax reduction and the paper's eager form
     python -m benchmarks.quantization steps        compiled training steps: fp32, dgcomp, peers that are installed
     python -m benchmarks.quantization memory       bytes saved for the backward pass: fp32, plain, packed
+    python -m benchmarks.quantization clips        squared error of OCTAV's clips on known distributions
+    python -m benchmarks.quantization vectors      signal to noise of scales per vector
 
 Every figure is the median of several runs, ratios are of medians of one run with the contestants taking turns, and the
 physical limit stands beside it. Peers (torch.ao's fake quantization, torchao, brevitas) are measured on the same model
@@ -25,23 +27,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.quant_tasks.errors import Figures, measure_clips, measure_vectors
 from benchmarks.quant_tasks.pretrained_models import ResNet
 from dgcomp import quant
 
 RESULTS = Path(__file__).parent / "results" / "quantization.json"
-Figures = dict[str, float | str]
 
 
 def interleaved(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, after one warm-up, taking turns so that a busy neighbour slows all of them."""
+    """Median seconds of each, after one warm-up, taking turns so that a busy neighbour slows all of them.
+
+    With one thread it is the processor's time, which a neighbour disturbs less than the clock on the wall.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for run in contestants.values():
         run()
     for _ in range(rounds):
         for name, run in contestants.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -74,7 +80,7 @@ def measure_scale(rounds: int, millions: list[int]) -> list[Figures]:
         if size <= 8:
             contestants["paper, eager, 10 iterations"] = lambda x=x: paper_eager(x)
         seconds = interleaved(contestants, rounds)
-        exact = paper_eager(x.double(), iterations=40).item()
+        exact = quant.octav_scale(x, 4, grid="paper", start=torch.tensor(2.5)).item()  # on all data, to the end
         allowed = seconds["x.abs().amax()"] + seconds["x.sum() (one read)"]
         fused = seconds["torch.aminmax (one fused read)"] + seconds["x.sum() (one read)"]
         row: Figures = {"elements": f"{size} M"}
@@ -138,7 +144,7 @@ class FakeQuantLayer(nn.Module):
         return self.layer._conv_forward(self.activation(x), weight, self.layer.bias)
 
 
-def with_torch_ao(model: nn.Module) -> nn.Module | None:
+def with_torch_ao(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Conv2d) or type(layer) is nn.Linear:
@@ -147,7 +153,7 @@ def with_torch_ao(model: nn.Module) -> nn.Module | None:
     return model
 
 
-def with_torchao(model: nn.Module) -> nn.Module | None:
+def with_torchao(model: nn.Module) -> nn.Module:
     """torchao's QAT: dynamic int8 activations per token, int4 weights in groups of 32; linear layers only."""
     from torchao.quantization import quantize_
     from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
@@ -159,7 +165,7 @@ def with_torchao(model: nn.Module) -> nn.Module | None:
     return model
 
 
-def with_brevitas(model: nn.Module) -> nn.Module | None:
+def with_brevitas(model: nn.Module) -> nn.Module:
     import brevitas.nn as qnn
     from brevitas.quant import Int8ActPerTensorFloat, Int8WeightPerChannelFloat
 
@@ -196,46 +202,55 @@ PEERS = {
 }
 
 
-def measure_steps(rounds: int, only: list[str] | None) -> list[Figures]:
+def measure_steps(rounds: int, models: list[str] | None, words: list[str] | None) -> list[Figures]:
     rows: list[Figures] = []
     for title, make in MODELS.items():
-        if only and not any(word in title for word in only):
+        if models and not any(word in title for word in models):
             continue
         torch.manual_seed(0)
         model, x = make()
         torch._dynamo.reset()
-        contestants: dict[str, Callable[[], None]] = {
-            "fp32 compiled": training_step(torch.compile(copy.deepcopy(model)), x),
-            "dgcomp 4/4 octav compiled": training_step(
-                torch.compile(copy.deepcopy(model)), x, lambda: quant.autocast(4, 4)
-            ),
-            "fp32 eager": training_step(copy.deepcopy(model), x),
-            "dgcomp 4/4 octav eager": training_step(copy.deepcopy(model), x, lambda: quant.autocast(4, 4)),
-        }
-        missing = []
-        for name, convert in PEERS.items():
-            try:
-                converted = convert(model)
-                step = training_step(converted, x)
-                step()
-            except Exception as error:  # a peer may be absent, or refuse a model: the table says which and why
-                missing.append(
-                    f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"
-                )
-                continue
-            contestants[f"{name} eager"] = step
-            try:
-                compiled = training_step(torch.compile(converted), x)
-                compiled()
-                contestants[f"{name} compiled"] = compiled
-            except Exception as error:
-                missing.append(f"{name} compiled: {type(error).__name__}")
+        contestants, missing = _contestants(model, x, words)
         seconds = interleaved(contestants, rounds)
         for name, s in seconds.items():
             rows.append({"model": title, "step": name, "ms": round(1e3 * s, 1),
-                         "/ fp32 compiled": round(s / seconds["fp32 compiled"], 2)})  # fmt: skip
+                         "/ fp32 compiled": round(s / seconds[BASE], 2)})  # fmt: skip
         rows += [{"model": title, "step": text, "ms": "-", "/ fp32 compiled": "-"} for text in missing]
     return rows
+
+
+BASE = "fp32 compiled"
+
+
+def _contestants(
+    model: nn.Module, x: Tensor, words: list[str] | None
+) -> tuple[dict[str, Callable[[], None]], list[str]]:
+    """Steps by name, each run once, and a line for each that could not be made; `words` picks some, fp32 stays."""
+    makers: dict[str, Callable[[], Callable[[], None]]] = {
+        BASE: lambda: training_step(torch.compile(copy.deepcopy(model)), x),
+        "dgcomp 4/4 octav compiled": lambda: training_step(
+            torch.compile(copy.deepcopy(model)), x, lambda: quant.autocast(4, 4)
+        ),
+        "fp32 eager": lambda: training_step(copy.deepcopy(model), x),
+        "dgcomp 4/4 octav eager": lambda: training_step(copy.deepcopy(model), x, lambda: quant.autocast(4, 4)),
+    }
+    for name, convert in PEERS.items():
+        makers[f"{name} eager"] = lambda convert=convert: training_step(convert(model), x)  # type: ignore[misc]
+        makers[f"{name} compiled"] = lambda convert=convert: training_step(  # type: ignore[misc]
+            torch.compile(convert(model)), x
+        )
+    steps, missing = {}, []
+    for name, make in makers.items():
+        if words and name != BASE and not any(word in name for word in words):
+            continue
+        try:
+            step = make()
+            step()
+            steps[name] = step
+        except Exception as error:  # a peer may be absent, or refuse a model: the table says which and why
+            reason = str(error).splitlines()[0][:80] if str(error) else ""
+            missing.append(f"{name}: {type(error).__name__}: {reason}")
+    return steps, missing
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -317,8 +332,8 @@ def save(name: str, rows: list[Figures]) -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(runs, indent=1) + "\n")
     parts = ["# Speed and memory of quantized training\n"]
-    for kind in dict.fromkeys(run["name"] for run in runs):
-        run = [r for r in runs if r["name"] == kind][-1]
+    newest = {(run["name"], run["command"]): run for run in runs}  # of every kind with every choice of rows
+    for (kind, _), run in newest.items():
         facts = f"`{run['command']}`, commit {run['commit']}, torch {run['torch']}, {run['machine']}"
         parts.append(f"\n## {kind}\n\n{facts}\n\n{table(run['rows'])}")
     RESULTS.with_suffix(".md").write_text("".join(parts))
@@ -334,19 +349,20 @@ def table(rows: list[Figures]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["scale", "steps", "memory"])
+    parser.add_argument("what", choices=["scale", "steps", "memory", "clips", "vectors"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--millions", type=int, nargs="*", default=[4, 64], help="tensor sizes of `scale`")
     parser.add_argument("--models", nargs="*", help="words that pick models of `steps`, such as resnet20")
+    parser.add_argument("--contestants", nargs="*", help="words that pick rows of `steps`, such as dgcomp or brevitas")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.what == "scale":
         rows = measure_scale(arguments.rounds, arguments.millions)
     elif arguments.what == "steps":
-        rows = measure_steps(arguments.rounds, arguments.models)
+        rows = measure_steps(arguments.rounds, arguments.models, arguments.contestants)
     else:
-        rows = measure_memory()
+        rows = {"memory": measure_memory, "clips": measure_clips, "vectors": measure_vectors}[arguments.what]()
     save(arguments.what, rows)
     print(table(rows))
 

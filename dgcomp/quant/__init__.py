@@ -8,10 +8,11 @@ from dgcomp.quant.estimators import fake_quantize
 from dgcomp.quant.export import export_onnx
 from dgcomp.quant.flag import context_from_flag
 from dgcomp.quant.histogram import BitHistogram
+from dgcomp.quant.integer import integer_matmul
 from dgcomp.quant.learned import learn_scales
 from dgcomp.quant.octav import code_range, octav_scale
 from dgcomp.quant.recipe import Recipe, parse_notation
-from dgcomp.quant.vector import QuantizedVectors, integer_matmul, load_vectors, per_vector, save_vectors
+from dgcomp.quant.vector import QuantizedVectors, load_vectors, per_vector, save_vectors
 
 __all__ = [
     "Audit",

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dgcomp.quant.autocast import autocast, current_recipe, inside_gate, name_weights, observed
+from dgcomp.quant.autocast import autocast, current_recipe, inside_gate, observed
 from dgcomp.quant.operators import Layout, quantize_activation, quantize_weight
-from dgcomp.quant.recipe import Recipe
+from dgcomp.quant.recipe import Recipe, name_weights
 
 __all__ = ["Audit", "AuditRow", "EscapedMatmulError", "audit"]
 

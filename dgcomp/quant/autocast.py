@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from dgcomp.quant.cache import WeightCache
 from dgcomp.quant.operators import LINEAR, Layout, quantize_weight, quantized_call, quantized_product
 from dgcomp.quant.packed import can_pack, packed_batch_norm, packed_relu
-from dgcomp.quant.recipe import Recipe, layer_recipes, named_layers, parse_notation
+from dgcomp.quant.recipe import Recipe, layer_recipes, name_weights, parse_notation
 
 __all__ = ["autocast", "current_recipe", "disabled"]
 
@@ -96,7 +96,7 @@ class autocast:
     rules : exceptions by layer name, {shell pattern: bits, notation, Recipe, or None for floating point}.
     embedding : also quantize the weights of embeddings.
     matmul : also quantize both operands of matmul, @, bmm, baddbmm and scaled_dot_product_attention (its q, k and v).
-        Under torch.compile not together with checkpointing, where PyTorch loses the mode that this needs.
+        All but the last not under torch.compile with checkpointing, where PyTorch loses the mode that they need.
     pack : save quantized inputs of at most 4 bits as packed codes, ReLU outputs as bits, and nothing for a batch norm
         behind a quantized convolution, which runs again in the backward pass; gradients stay equal to the bit. Eager
         mode on CPU.
@@ -225,14 +225,6 @@ def _leave(token: "tuple[_Scope | None, _Mode | None]") -> None:
     if mode is not None:
         mode.__exit__(None, None, None)
     _local.scope = previous
-
-
-def name_weights(model: nn.Module) -> None:
-    """Tell every weight the name of its layer: functions see the weight only."""
-    for name, module in named_layers(model).items():
-        for weight in (getattr(module, "weight", None), getattr(module, "in_proj_weight", None)):
-            if isinstance(weight, Tensor):
-                weight._dgcomp_layer = name  # type: ignore[attr-defined]
 
 
 def _recipe_of(scope: _Scope, weight: Tensor | None) -> Recipe:
@@ -380,7 +372,7 @@ def _product(
 
 
 class _Mode(torch.overrides.TorchFunctionMode):
-    """Quantizes both operands of products of two activations; a product inside a gate is left to the gate."""
+    """Quantizes both operands of matmuls and saves less for ReLU and batch norm; what a gate runs is left to it."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

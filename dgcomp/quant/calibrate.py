@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dgcomp.quant.autocast import LAYOUTS, Observer, autocast, disabled, name_weights, observed
+from dgcomp.quant.autocast import LAYOUTS, Observer, autocast, disabled, observed
 from dgcomp.quant.histogram import BitHistogram
 from dgcomp.quant.operators import LINEAR, Layout, quantize_activation, quantize_weight
-from dgcomp.quant.recipe import Recipe, quantizable_layers
+from dgcomp.quant.recipe import Recipe, name_weights, quantizable_layers
 from dgcomp.quant.vector import QuantizedVectors, pack_codes, per_vector, unpack_codes
 
 __all__ = ["Calibrator", "QuantizedLayer", "calibrate", "convert", "run_observed"]

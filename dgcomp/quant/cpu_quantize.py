@@ -58,6 +58,46 @@ def clip_gradient(
                     target[i] = g[i] if (x[i] <= high) & (x[i] >= low) else np.float32(0.0)
 
 
+# --- scales per vector ------------------------------------------------------------------------------------------------
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
+def _squared_error(values: Floats, codes: Floats, scale: Number) -> Number:
+    error = np.float32(0.0)
+    for i in range(values.size):
+        rest = values[i] - codes[i] * scale
+        error += rest * rest
+    return error
+
+
+@njit(nogil=True, cache=True)
+def _codes_at(values: Floats, codes: Floats, scale: Number, low: Number, high: Number) -> None:
+    for i in range(values.size):
+        codes[i] = round_code(values[i] / scale, low, high) if scale >= _TINY else np.float32(0.0)
+
+
+@njit(nogil=True, cache=True)
+def least_error(
+    values: Floats, candidates: Floats, gamma: Floats, codes: Floats, scale_codes: Floats, low: Number, high: Number
+) -> None:
+    """Codes (R, n, V) and scale codes (R, n) with the least squared error per vector; the earlier one in a tie.
+
+    `values` is (R, n, V), `candidates` (R, n, candidates) holds scale codes, `gamma` (R,) what they multiply.
+    """
+    trial = np.empty(values.shape[2], np.float32)
+    for r in range(values.shape[0]):
+        for j in range(values.shape[1]):
+            vector, best = values[r, j], codes[r, j]
+            least = np.float32(np.inf)
+            for k in range(candidates.shape[2]):
+                scale = candidates[r, j, k] * gamma[r]
+                _codes_at(vector, trial, scale, low, high)
+                error = _squared_error(vector, trial, scale)
+                if k == 0 or error < least:
+                    least, scale_codes[r, j] = error, candidates[r, j, k]
+                    best[:] = trial
+
+
 # --- packed codes and flags -------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from dgcomp.quant.estimators import Estimator
 from dgcomp.quant.octav import Grid, code_range
 from dgcomp.quant.vector import Rounding
 
-__all__ = ["Method", "Recipe", "layer_recipes", "named_layers", "parse_notation", "quantizable_layers"]
+__all__ = ["Method", "Recipe", "layer_recipes", "name_weights", "named_layers", "parse_notation", "quantizable_layers"]
 
 Method = Literal["octav", "max"]
 
@@ -119,6 +119,14 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The quantizable layers and the embeddings, whose table an output layer may share: what a rule can name."""
     kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.Embedding)
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def name_weights(model: nn.Module) -> None:
+    """Tell every weight the name of its layer: functions see the weight only."""
+    for name, module in named_layers(model).items():
+        for weight in (getattr(module, "weight", None), getattr(module, "in_proj_weight", None)):
+            if isinstance(weight, Tensor):
+                weight._dgcomp_layer = name  # type: ignore[attr-defined]
 
 
 def layer_recipes(

@@ -5,7 +5,7 @@ integer scale of M bits, and a coarse group (an output channel of a weight, a wh
 
     x ~ code * scale_code * gamma,    code of N bits, scale_code of M bits
 
-so that a dot product is integer arithmetic and one float multiplication at the end (`integer_matmul`).
+so that a dot product is integer arithmetic and one float multiplication at the end (dgcomp/quant/integer.py).
 
 Roundings, from the same maximum per vector s = max|x| / Q and gamma = max s / (2**M - 1):
 
@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +36,7 @@ __all__ = [
     "QuantizedVectors",
     "Rounding",
     "fake_per_vector",
-    "integer_matmul",
+    "least_error_reference",
     "load_vectors",
     "per_vector",
     "save_vectors",
@@ -164,44 +165,6 @@ class QuantizedVectors:
         return sum(t.numel() * t.element_size() for t in (self.packed, self.scale_codes, self.gamma))
 
 
-def integer_matmul(x: QuantizedVectors, w: QuantizedVectors, *, scale_product_bits: int | None = None) -> Tensor:
-    """x @ w.T for x (R, K) and w (C, K) in integer arithmetic, as the hardware computes it; float32 (R, C).
-
-    Both must be quantized along K with the same vector size and integer scales. The integers are carried in float32
-    while K max(code scale_code)**2 stays below 2**24, where every partial sum is exact, else in float64 (2**53).
-    `scale_product_bits` rounds the product of the two scale codes to its leading bits (VS-Quant section 5), which
-    needs a partial sum per vector. Raises ValueError for operands that do not fit.
-    """
-    if len(x.shape) != 2 or len(w.shape) != 2 or x.shape[1] != w.shape[1] or x.dim != 1 or w.dim != 1:
-        raise ValueError(f"x and w must be (R, K) and (C, K), quantized along K, got {x.shape} and {w.shape}")
-    if x.vector != w.vector or x.scale_bits is None or w.scale_bits is None:
-        raise ValueError(
-            f"x and w must share the vector size and have integer scales, got vectors {x.vector} and {w.vector}, "
-            f"scale bits {x.scale_bits} and {w.scale_bits}"
-        )
-    if scale_product_bits is None:
-        total = _exact_matmul(x, w)
-    else:
-        total = _matmul_with_rounded_scales(x, w, x.scale_bits + w.scale_bits - scale_product_bits)
-    gamma = x.gamma.double().expand(x.shape[0], 1) * w.gamma.double().expand(w.shape[0], 1).T
-    return (total.double() * gamma).to(torch.float32)
-
-
-def _exact_matmul(x: QuantizedVectors, w: QuantizedVectors) -> Tensor:
-    operands = [(q.codes.to(torch.int64) * q.scale_codes.to(torch.int64)[..., None]).flatten(1) for q in (x, w)]
-    bound = operands[0].shape[1] * math.prod(int(t.abs().max()) if t.numel() else 0 for t in operands)
-    if bound >= 2**53:
-        raise ValueError(f"the accumulator needs {bound.bit_length()} bits, more than 53; split the reduction")
-    dtype = torch.float32 if bound < 2**24 else torch.float64
-    return operands[0].to(dtype) @ operands[1].to(dtype).T
-
-
-def _matmul_with_rounded_scales(x: QuantizedVectors, w: QuantizedVectors, drop: int) -> Tensor:
-    dots = torch.einsum("rnv,cnv->rcn", x.codes.double(), w.codes.double())
-    products = torch.einsum("rn,cn->rcn", x.scale_codes.double(), w.scale_codes.double())
-    return (dots * ((products / 2.0**drop).round() * 2.0**drop if drop > 0 else products)).sum(-1)
-
-
 def save_vectors(path: str | Path, tensors: Mapping[str, QuantizedVectors]) -> None:
     """Write named tensors to a safetensors file, packed as they are; the formats travel in the file's metadata."""
     from safetensors.torch import save_file
@@ -285,6 +248,25 @@ def _candidates(ratio: Tensor, top: int, rounding: str) -> list[Tensor]:
 
 def _least_error(values: Tensor, candidates: list[Tensor], gamma: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
     """Codes and scale codes of the candidate with the least squared error in each vector; the earlier one in a tie."""
+    if values.device.type == "cpu" and type(values) is Tensor and not torch.compiler.is_compiling():
+        return _cpu_least_error(values, torch.stack(candidates, -1), gamma, low, high)
+    return least_error_reference(values, candidates, gamma, low, high)
+
+
+def _cpu_least_error(values: Tensor, candidates: Tensor, gamma: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    from dgcomp.quant import cpu_quantize  # numba takes a second to import
+
+    codes, scale_codes = torch.empty_like(values), torch.empty(values.shape[:2])
+    groups = gamma.expand(values.shape[0], 1)[:, 0].contiguous()
+    arrays = (t.contiguous().numpy() for t in (values, candidates, groups))
+    cpu_quantize.least_error(*arrays, codes.numpy(), scale_codes.numpy(), np.float32(low), np.float32(high))
+    return codes, scale_codes
+
+
+def least_error_reference(
+    values: Tensor, candidates: list[Tensor], gamma: Tensor, low: int, high: int
+) -> tuple[Tensor, Tensor]:
+    """`_least_error` in torch operations: what the CPU loop must equal."""
     best_codes, best_scale_codes, least = None, candidates[0], None
     for scale_codes in candidates:
         codes = _round(values, scale_codes * gamma, low, high)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.quant_tasks.pretrained import accuracy, cifar10_test
+from benchmarks.quant_tasks.pretrained import accuracy, cifar10_images
 from benchmarks.quant_tasks.pretrained_models import ResNet, pretrained_resnet20
 from dgcomp import quant
 from tests.conftest import data_file
@@ -15,7 +15,7 @@ def test_pretrained_resnet20_at_4_bits() -> None:
     """On the first 2000 test images; the whole set is in benchmarks/results/quant_accuracy.md."""
     data_file("models/resnet20-cifar10.npz")
     folder = data_file("cifar10/cifar10_jpeg.npz").parents[1]
-    x, y = (t[:2000] for t in cifar10_test(folder))
+    x, y = cifar10_images(folder, "test", 2000)
     model = pretrained_resnet20(folder)
     exact = accuracy(model, quant.disabled(), x, y)
     vectors = accuracy(model, quant.autocast("4/4/6/6", model=model), x, y)

@@ -101,6 +101,25 @@ def test_storage_round_trip(
     assert (value - positive).square().sum() <= positive.square().sum() + 1e-6
 
 
+def test_cpu_loop_has_the_reference_s_error() -> None:
+    """Sums in another order may choose the other of two candidates that are equally good."""
+    from dgcomp.quant.vector import _candidates, _least_error, least_error_reference
+
+    values = torch.randn(20, 9, 16)
+    values[3, 4], values[5] = 0.0, 0.0
+    scale = values.abs().amax(-1) / 7
+    for rounding in ("consistent", "search"):
+        for gamma in (scale.amax(-1, keepdim=True) / 15, scale.amax() / 15):
+            ratio = torch.where(gamma > 0, scale / gamma.clamp(min=1e-30), 0.0)
+            candidates = _candidates(ratio, 15, rounding)
+            errors = []
+            for find in (_least_error, least_error_reference):
+                codes, scale_codes = find(values, candidates, gamma, -7, 7)
+                assert torch.equal(codes, codes.round())
+                errors.append((values - codes * (scale_codes * gamma)[..., None]).square().sum(-1))
+            torch.testing.assert_close(errors[0], errors[1], rtol=1e-5, atol=1e-9)
+
+
 def test_groups_by_channel_are_independent() -> None:
     x = torch.randn(4, 32, 3, 3)
     whole = per_vector(x, dim=1, channel=0).dequantize()
