@@ -55,6 +55,9 @@ def _every_task(rank: int, folder: Path) -> dict[str, Any]:
     results["demo-like"] = train(replace(demo, train=replace(demo.train, optimizer="sgd", learning_rate=0.01)), CPU)
     with pytest.raises(UsageError, match="--compress demo-like takes the place of the momentum"):
         train(demo, CPU)
+    adam = _options("char-lm", "dgc", model="gpt")
+    adam = replace(adam, train=replace(adam.train, optimizer="sgd", learning_rate=0.01))
+    results["local adam"] = train(replace(adam, compress=replace(adam.compress, local_adam=True)), CPU)
     quantized = _options("image", "dgc", model="vgg")
     quantized = replace(quantized, train=replace(quantized.train, quant="4/4"))
     results["quantized"] = train(quantized, CPU)
