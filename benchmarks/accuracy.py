@@ -49,7 +49,7 @@ def main() -> None:
     missing = [run for run in runs if run.name not in done and arguments.only in run.name]
     if arguments.list:
         return print("\n".join(f"{'done   ' if run.name in done else 'missing'} {run.command}" for run in runs))
-    train_all(missing, path, arguments.seconds or budget.seconds)
+    train_all(missing, path, budget.seconds if arguments.seconds is None else arguments.seconds)
     if arguments.tune:
         return None
     table = accuracy_markdown(read(path))
@@ -60,7 +60,9 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", choices=BUDGETS, default="3h", help="which runs, and for how long in this call")
-    parser.add_argument("--seconds", type=float, help="start no run after so many seconds (default: the budget's)")
+    parser.add_argument(
+        "--seconds", type=float, help="start no run after so many seconds (default: the budget's); 0: table only"
+    )
     parser.add_argument("--only", default="", help="do only runs whose task/method/seed contains this text")
     parser.add_argument("--tune", action="store_true", help="do the runs that chose the learning rates instead")
     parser.add_argument("--list", action="store_true", help="name the runs of the budget and do none")

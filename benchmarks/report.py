@@ -11,7 +11,7 @@ benchmark wrote to NAME.md is shown. docs/evidence.md holds the claims alone, fo
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from benchmarks.evidence.page import Section, details, page, paragraph, table  #
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
 RESULTS_FROM_DOCS = "../benchmarks/results"
 TITLE = "dgcomp: the evidence"
-OWN_SECTIONS = {
+OWN_SECTIONS: dict[str, tuple[Callable[[Any], Section], ...]] = {
     "accuracy": (accuracy_section, steps_section, ablation_section),
     "wire": (wire_section,),
     "bandwidth": (bandwidth_section,),

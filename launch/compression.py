@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import dgcomp
 from launch.demo_like import DeMoLikeState, demo_like_hook
+from launch.local_adam import LocalAdam
 from launch.options import Options, UsageError
 
 __all__ = ["Exchange", "build_exchange"]
@@ -121,13 +122,21 @@ class DeMoLikeExchange(Exchange):
 
 
 class DGCExchange(Exchange):
-    """dgcomp's Deep Gradient Compression hook; SGD's momentum and weight decay move into it."""
+    """dgcomp's Deep Gradient Compression hook; SGD's momentum and weight decay move into it.
+
+    With a LocalAdam it exchanges the directions of that, which nobody clips.
+    """
 
     def __init__(
-        self, ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer, config: dgcomp.DGCConfig
+        self,
+        ddp: DistributedDataParallel,
+        optimizer: torch.optim.Optimizer,
+        config: dgcomp.DGCConfig,
+        local_adam: LocalAdam | None = None,
     ) -> None:
         super().__init__(ddp)
-        self.clips_itself = config.clip_norm is not None
+        self.clips_itself = config.clip_norm is not None or local_adam is not None
+        self._local_adam = local_adam
         self.warmup_steps = config.warmup_steps
         self._state = dgcomp.attach(ddp, optimizer, config)
 
@@ -144,10 +153,15 @@ class DGCExchange(Exchange):
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        return self._state.state_dict()
+        state = self._state.state_dict()
+        return state if self._local_adam is None else {"dgc": state, "local_adam": self._local_adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._state.load_state_dict(state)
+        if self._local_adam is None:
+            self._state.load_state_dict(state)
+        else:
+            self._state.load_state_dict(state["dgc"])
+            self._local_adam.load_state_dict(state["local_adam"])
 
 
 def build_exchange(
@@ -198,11 +212,12 @@ def _build_dgc(
             mode=options.compress.mode,
             momentum_masking=options.compress.masking == "on",
             keep_learning_rate=options.compress.late_rate == "keep",
-            clip_norm=clip_norm if options.compress.clipping == "local" else None,
+            clip_norm=clip_norm if options.compress.clipping == "local" and not options.compress.local_adam else None,
             codec=options.compress.codec,
             leftover_codec=options.compress.leftover_codec,
             exchange=options.compress.exchange,
         )
-        return DGCExchange(ddp, optimizer, config)
+        local_adam = LocalAdam(ddp.module.named_parameters()) if options.compress.local_adam else None
+        return DGCExchange(ddp, optimizer, config, local_adam)
     except (TypeError, ValueError) as error:  # the config's or attach's own sentence
         raise UsageError(str(error)) from error

@@ -99,6 +99,8 @@ class CompressOptions:
     """dgc: late updates keep the learning rate that they were made with, or take the current one (the paper)"""
     clipping: Literal["local", "after"] = "local"
     """dgc: where --clip-norm applies: to each rank's gradient (the paper), or to the exchanged update"""
+    local_adam: bool = False
+    """dgc with --optimizer sgd: each rank's gradient becomes Adam's direction first (launch/local_adam.py)"""
     flush: bool = False
     """dgc: after the last step send what is still held back, dense, and evaluate once more"""
     powersgd_rank: int = 1
@@ -185,6 +187,8 @@ class Options:
             raise UsageError("--resume needs --checkpoint-folder, the folder that holds the checkpoint")
         if self.train.optimizer != "default" and self.model_name != "gpt":
             raise UsageError(f"--optimizer is for --model gpt, not {self.model_name}, which always trains with SGD")
+        if self.compress.local_adam and (self.compress.compress != "dgc" or self.train.optimizer != "sgd"):
+            raise UsageError("--local-adam takes the place of AdamW: give it with --compress dgc and --optimizer sgd")
         if self.train.nesterov and self.data.task not in ("image", "speech"):
             raise UsageError(f"--nesterov is for --task image, not {self.data.task}, which trains without momentum")
         if self.train.winograd and self.data.task != "image":

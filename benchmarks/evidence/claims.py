@@ -10,6 +10,13 @@ from benchmarks.evidence.tables import Entry, entries, signed, tasks_present
 
 __all__ = ["Claim", "accuracy_claims", "claims_markdown", "time_claims"]
 
+DGC_METHODS = {
+    "dgc": "DGC",
+    "dgc-paper": "DGC",
+    "dgc-int4": "DGC with 4-bit values",
+    "dgc-local-adam": "DGC of local Adam directions",
+}
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -29,7 +36,7 @@ def accuracy_claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
         found = entries(rows, task)
         title = TASKS[task].title
         unit = "% perplexity" if TASKS[task].is_perplexity else "points"
-        for method, name in (("dgc", "DGC"), ("dgc-paper", "DGC"), ("dgc-int4", "DGC with 4-bit values")):
+        for method, name in DGC_METHODS.items():
             if method in found and found[method].losses:
                 claims.append(_close_to_dense(title, name, found[method], unit))
         if {"dgc", "drop"} <= found.keys():

@@ -80,15 +80,15 @@ def page(title: str, introduction: str, sections: Sequence[Section]) -> str:
     )
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str | tuple[str, str]]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[Sequence[str]]]) -> str:
     """A table of texts; a cell may be (text, class), and cells that look like numbers stand at the right."""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     lines = "\n".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in rows)
     return f'<div class="scroll"><table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{lines}\n</tbody></table></div>'
 
 
-def _cell(cell: str | tuple[str, str]) -> str:
-    text, kind = cell if isinstance(cell, tuple) else (cell, "n" if cell[:1] in tuple("0123456789+-<") else "")
+def _cell(cell: Sequence[str]) -> str:
+    text, kind = (cell, "n" if cell[:1] in tuple("0123456789+-<") else "") if isinstance(cell, str) else cell
     return f'<td class="{kind}">{inline(text)}</td>' if kind else f"<td>{inline(text)}</td>"
 
 

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from benchmarks.evidence.recipes import Run
 from benchmarks.evidence.store import append, describe_commit
-from launch.options import parse_options
+from launch.options import UsageError, parse_options
 from launch.train import train
 
 FIGURES = (
@@ -56,7 +56,12 @@ def main() -> None:
         run = Run(task, method, seed, tuple(extra))
         if dist.get_rank() == 0:
             print(f"{time.strftime('%H:%M:%S')} {run.name} ...", flush=True)
-        row = _row(run, commit)
+        try:
+            row = _row(run, commit)
+        except UsageError as error:  # on all ranks alike: most often data that are not on this machine
+            if dist.get_rank() == 0:
+                print(f"{time.strftime('%H:%M:%S')} {run.name} left out: {error}", flush=True)
+            continue
         if dist.get_rank() == 0:
             append(arguments.results, row)
             print(f"{time.strftime('%H:%M:%S')} {run.name}: {row['value']}, {row['seconds']:.0f} s", flush=True)

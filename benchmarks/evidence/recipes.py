@@ -101,6 +101,9 @@ METHODS = {
     "dgc-1-percent": Method("DGC at 1 %", ("--compress", "dgc", "--density", "0.01", "--flush", *_PAPER)),
     "powersgd": Method("PowerSGD, rank 4", ("--compress", "powersgd", "--powersgd-rank", "4")),
     "demo-like": Method("DeMo-like (ours), 0.8 %", ("--compress", "demo-like", "--optimizer", "sgd")),
+    "dgc-local-adam": Method(
+        "DGC of local Adam directions (ours)", (*_DGC, *_PAPER, "--local-adam", "--optimizer", "sgd")
+    ),
     "fp16": Method("fp16 hook", ("--compress", "fp16")),
     "octav4": Method("dense DDP, OCTAV 4-bit training", ("--compress", "none", "--quant", "4/4")),
     "dgc-octav4": Method("DGC, 4-bit values, OCTAV 4-bit training", (*_DGC, *_INT4, "--quant", "4/4")),
@@ -162,6 +165,7 @@ TASKS = {
         warmup_epochs=0.33,
         methods=(
             *_MAIN,
+            "dgc-local-adam",
             "dgc-no-clipping",
             "dgc-no-warmup",
             "dgc-1-percent",
@@ -202,7 +206,7 @@ TASKS = {
 SMALL_TASKS = ("image", "speech", "word-lm", "char-gpt")
 GROUPS = {
     "main": (SMALL_TASKS, _MAIN),
-    "parts": (SMALL_TASKS, (*_MOMENTUM_PARTS, "dgc-no-clipping", "dgc-1-percent")),
+    "parts": (SMALL_TASKS, ("dgc-local-adam", *_MOMENTUM_PARTS, "dgc-no-clipping", "dgc-1-percent")),
     "peers": (SMALL_TASKS, (*_PEERS, "demo-like", "octav4", "dgc-octav4")),
     "twice": (("image-2x",), ("dense", "dgc")),
     "four times": (("image-4x",), ("dense", "dgc")),

@@ -57,11 +57,7 @@ class Entry:
 
     def ratio(self, kind: str) -> float:
         """Dense fp32 bytes over uploaded bytes: "steady_matrices", "steady" or "whole_run"."""
-        return statistics.mean(row["ratio"][kind] or math.nan for row in self.rows)
-
-    def compute_seconds(self) -> float:
-        """Processor seconds of all ranks per step, the median over the seeds; NaN in rows without them."""
-        return statistics.median(row.get("cpu_seconds", math.nan) / row["steps"] for row in self.rows)
+        return float(statistics.mean(row["ratio"][kind] or math.nan for row in self.rows))
 
 
 def tasks_present(rows: Sequence[Row]) -> list[str]:

@@ -19,9 +19,11 @@ class GRUClassifier(nn.Module):
         self.head = nn.Linear(width, num_classes)
 
     def forward(self, cepstra: torch.Tensor) -> torch.Tensor:
-        pairs = cepstra[:, : cepstra.shape[1] // 2 * 2].unflatten(1, (-1, 2)).flatten(2)
+        batch, frames, num_features = cepstra.shape
+        pairs = cepstra[:, : frames // 2 * 2].reshape(batch, -1, 2 * num_features)
         output, _ = self.gru(pairs.transpose(0, 1))
-        return self.head(output.mean(0))
+        scores: torch.Tensor = self.head(output.mean(0))
+        return scores
 
 
 class DSCNN(nn.Module):

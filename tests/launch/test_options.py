@@ -39,6 +39,7 @@ def test_options_reach_their_group() -> None:
         (["--task", "char-lm", "--data", "text"], "--data text needs --data-folder"),
         (["--task", "char-lm", "--nesterov"], "--nesterov is for --task image"),
         (["--optimizer", "sgd"], "--optimizer is for --model gpt, not resnet8"),
+        (["--local-adam"], "--local-adam takes the place of AdamW"),
         (["--size", "0"], "--size must be above 0, got 0"),
         (["--epochs", "0"], "--epochs must be above 0, got 0"),
         (["--lr-warmup-epochs", "-1"], "--lr-warmup-epochs must be 0 or more, got -1"),

@@ -55,12 +55,17 @@ def _every_task(rank: int, folder: Path) -> dict[str, Any]:
     results["demo-like"] = train(replace(demo, train=replace(demo.train, optimizer="sgd", learning_rate=0.01)), CPU)
     with pytest.raises(UsageError, match="--compress demo-like takes the place of the momentum"):
         train(demo, CPU)
+    adam = _options("char-lm", "dgc", model="gpt")
+    adam = replace(adam, train=replace(adam.train, optimizer="sgd", learning_rate=0.01))
+    results["local adam"] = train(replace(adam, compress=replace(adam.compress, local_adam=True)), CPU)
     quantized = _options("image", "dgc", model="vgg")
     quantized = replace(quantized, train=replace(quantized.train, quant="4/4"))
     results["quantized"] = train(quantized, CPU)
     dropping = _options("speech", "dgc")
-    ablation = {"mode": "error_feedback", "clipping": "after", "masking": "off", "late_rate": "current"}
-    dropping = replace(dropping, compress=replace(dropping.compress, **ablation))
+    parts_left_out = replace(
+        dropping.compress, mode="error_feedback", clipping="after", masking="off", late_rate="current"
+    )
+    dropping = replace(dropping, compress=parts_left_out)
     results["flushed"] = train(replace(dropping, compress=replace(dropping.compress, flush=True)), CPU)
     results["without DGC's parts"] = train(dropping, CPU)
     accumulated = _options("image", "none")
