@@ -59,10 +59,16 @@ def main() -> None:
                     continue
                 if time.monotonic() - start > arguments.budget:
                     print("budget used up; call again to go on")
-                    return
+                    return _write_table(path)
                 _append(path, _run(ranks, seed, Path(name)))
-    path.with_suffix(".md").write_text(render(_rows(path)))
-    print(render(_rows(path)))
+    return _write_table(path)
+
+
+def _write_table(path: Path) -> None:
+    """Render the rows that are there as Markdown, and print it."""
+    table = render(_rows(path))
+    path.with_suffix(".md").write_text(table)
+    print(table)
 
 
 def _parse() -> argparse.Namespace:
@@ -154,6 +160,7 @@ def render(rows: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     losses = {ranks: [row["loss"] for row in rows if row["ranks"] == ranks] for ranks in RUNS}
+    losses = {ranks: values for ranks, values in losses.items() if values}
     for ranks, values in losses.items():
         accuracy = statistics.mean(row["accuracy"] for row in rows if row["ranks"] == ranks)
         lines.append(
@@ -161,14 +168,15 @@ def render(rows: list[dict[str, Any]]) -> str:
             f"| {statistics.stdev(values) if len(values) > 1 else 0:.4f} "
             f"| {', '.join(f'{value:.4f}' for value in values)} | {accuracy:.2f} % |"
         )
-    whole, elastic = losses.values()
-    inside = sum(min(whole) <= value <= max(whole) for value in elastic)
-    lines += [
-        "",
-        f"Elastic minus undisturbed, means: {statistics.mean(elastic) - statistics.mean(whole):+.4f}. "
-        f"{inside} of {len(elastic)} elastic runs lie between the lowest and the highest undisturbed one.",
-        "",
-    ]
+    if len(losses) == len(RUNS):
+        whole, elastic = losses.values()
+        inside = sum(min(whole) <= value <= max(whole) for value in elastic)
+        lines += [
+            "",
+            f"Elastic minus undisturbed, means: {statistics.mean(elastic) - statistics.mean(whole):+.4f}. "
+            f"{inside} of {len(elastic)} elastic runs lie between the lowest and the highest undisturbed one.",
+        ]
+    lines.append("")
     last = rows[-1]
     return "\n".join(
         [*lines, f"`{last['command']}`, {last['machine']}, torch {last['torch']}, commit {last['commit']}", ""]
