@@ -66,7 +66,8 @@ class Lines:
         if bad.any():
             row = int(np.argmax(bad))
             raise ValueError(f"{self.where(row)}: {name} must be a whole number, got {self.fields[row][index]!r}")
-        return values.astype(np.int64).tolist()
+        whole: list[int] = values.astype(np.int64).tolist()
+        return whole
 
     def texts(self, index: int) -> list[str]:
         return [fields[index] for fields in self.fields]
