@@ -2,13 +2,14 @@
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dgcomp.video.columns import ANY_CLASS, Bools, Boxes, Dataset, Floats, load
+from dgcomp.video.difficulty import Difficulty, join_ignored, split_by_difficulty
 from dgcomp.video.matching import Matches
 
 
@@ -56,7 +57,12 @@ def average_precision(score: Floats, true_positive: Bools, num_boxes: int) -> fl
 
 
 def coco_precision(
-    ground_truth: Mapping[Any, Any], detections: Mapping[Any, Any], *, ignored: Mapping[Any, Any] | None = None
+    ground_truth: Mapping[Any, Any],
+    detections: Mapping[Any, Any],
+    *,
+    classes: Iterable[Any] | None = None,
+    ignored: Mapping[Any, Any] | None = None,
+    difficulty: Difficulty | str | None = None,
 ) -> COCOPrecision:
     """COCO's average precision, computed by pycocotools; arguments as in `average_delay`.
 
@@ -72,7 +78,10 @@ def coco_precision(
         from pycocotools.cocoeval import COCOeval
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("COCO's average precision needs pycocotools: pip install 'dgcomp[video]'") from error
-    data = load(ground_truth, detections, ignored=ignored)
+    if difficulty is not None:
+        ground_truth, too_hard = split_by_difficulty(ground_truth, difficulty)
+        ignored = join_ignored(ignored, too_hard)
+    data = load(ground_truth, detections, ignored=ignored, classes=classes)
     with contextlib.redirect_stdout(io.StringIO()):  # it reports every stage
         truth = COCO()
         truth.dataset = _coco_dataset(data)

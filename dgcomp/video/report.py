@@ -86,7 +86,13 @@ def evaluate_detector(
             **delay,
         )
     try:
-        coco = coco_precision(ground_truth, detections, ignored=settings.ignored)
+        coco = coco_precision(
+            ground_truth,
+            detections,
+            classes=settings.classes,
+            ignored=settings.ignored,
+            difficulty=settings.difficulty,
+        )
     except ModuleNotFoundError:
         coco = None
     return DetectorReport(

@@ -39,5 +39,8 @@ def test_coco() -> None:
     assert video.coco_precision({"a": walk(0, 1)}, {}).ap == 0
     false_alarms = {"a": seen(0, 1) + seen(0, score=0.95, box=ELSEWHERE)}
     assert video.coco_precision({"a": walk(0, 1)}, false_alarms).ap < 0.7
+    dogs = {"a": [*walk(0, 1), *walk(0, 1, 2, "dog", ELSEWHERE)]}
+    assert video.coco_precision(dogs, perfect).ap == pytest.approx(0.5)
+    assert video.coco_precision(dogs, perfect, classes=["person"]).ap == pytest.approx(1)
     region = {"a": [(0, None, 290, 0, 400, 200)]}
     assert video.coco_precision({"a": walk(0, 1)}, false_alarms, ignored=region).ap == pytest.approx(1)

@@ -66,8 +66,10 @@ def run(options: argparse.Namespace) -> None:
     names = options.names or [Path(paths[0].split("=", 1)[-1]).stem for paths in options.detections]
     if len(names) != len(options.detections) or len(set(names)) != len(names):
         raise ValueError(f"--names must give {len(options.detections)} detectors names of their own, got {names}")
-    known = dict.fromkeys(truth.ground_truth, tuple(options.image_size)) if options.image_size else {}
-    image_size = known | truth.image_size
+    image_size = truth.image_size
+    if options.image_size:
+        width, height = options.image_size
+        image_size = dict.fromkeys(truth.ground_truth, (width, height)) | image_size
     settings = Settings(
         false_positive_ratios=options.false_positive_ratios,
         iou_threshold=options.iou_threshold,
