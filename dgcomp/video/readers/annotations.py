@@ -59,23 +59,50 @@ class Lines:
             row = next(i for i, text in enumerate(texts) if not is_number(text))
             raise ValueError(f"{self.where(row)}: {name} must be a number, got {texts[row]!r}") from None
 
+    def whole_numbers(self, index: int, name: str) -> list[int]:
+        """One field of all lines as integers; ValueError naming file and line."""
+        values = self.column(index, name)
+        bad = ~(np.isfinite(values) & (values == np.floor(values)))
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise ValueError(f"{self.where(row)}: {name} must be a whole number, got {self.fields[row][index]!r}")
+        return values.astype(np.int64).tolist()
+
     def texts(self, index: int) -> list[str]:
         return [fields[index] for fields in self.fields]
 
 
 def read_lines(path: Path, *, fields: Sequence[int], what: str, separator: str | None = None) -> Lines:
-    """Split a file's lines; ValueError naming file and line where the number of fields is not one of `fields`."""
-    numbers, rows = [], []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    """Split a file's lines; ValueError naming file and line where the number of fields is not one of `fields`.
+
+    All lines must have as many fields as the first.
+    """
+    numbers: list[int] = []
+    rows: list[list[str]] = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         row = line.split(separator)
         if len(row) not in fields:
             allowed = " or ".join(map(str, fields)) if len(fields) < 4 else f"{min(fields)} to {max(fields)}"
             raise ValueError(f"{path}, line {number}: a line of {what} has {allowed} fields, got {len(row)}: {line!r}")
+        if rows and len(row) != len(rows[0]):
+            raise ValueError(f"{path}, line {number}: has {len(row)} fields, line {numbers[0]} has {len(rows[0])}")
         numbers.append(number)
         rows.append(row)
     return Lines(path=path, numbers=numbers, fields=rows)
+
+
+def read_text(path: Path) -> str:
+    """Content of a file in UTF-8; ValueError naming file and line where it is something else."""
+    content = path.read_bytes()
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {line}: must be text in UTF-8, got the byte {content[error.start]:#04x}"
+        ) from None
 
 
 def detection_rows(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from dgcomp.video.columns import DetectionRows
-from dgcomp.video.readers.annotations import Annotations
+from dgcomp.video.readers.annotations import Annotations, read_text
 from dgcomp.video.readers.coco import read_coco, read_coco_detections
 from dgcomp.video.readers.kitti import read_kitti, read_kitti_detections
 from dgcomp.video.readers.mot import read_mot, read_mot_detections
@@ -99,8 +99,8 @@ def _kind(path: Path, format: str) -> str:
 def _kind_of_text(files: Sequence[Path]) -> str:
     """Told by the first filled line of any of the files."""
     for file in files:
-        with file.open() as lines:
-            first = next((line for line in lines if line.strip() and not line.lstrip().startswith("#")), None)
+        lines = read_text(file).splitlines()
+        first = next((line for line in lines if line.strip() and not line.lstrip().startswith("#")), None)
         if first is not None:
             if "," in first:
                 return "mot"

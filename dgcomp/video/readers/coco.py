@@ -2,13 +2,20 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dgcomp.video.columns import DetectionRows, Floats
-from dgcomp.video.readers.annotations import Annotations, detection_rows, from_corner_and_size, ground_truth_rows
+from dgcomp.video.columns import DetectionRows, Floats, as_floats
+from dgcomp.video.readers.annotations import (
+    Annotations,
+    detection_rows,
+    from_corner_and_size,
+    ground_truth_rows,
+    read_text,
+)
 
 FRAME_KEYS = ("frame_id", "frame_index")
 TRACK_KEYS = ("track_id", "instance_id")
@@ -30,8 +37,9 @@ def read_coco(path: str | Path) -> Annotations:
         result.ground_truth[name], result.ignored[name], result.num_frames[name] = [], [], 0
     for name, frame, image in file.images.values():
         result.num_frames[name] = max(result.num_frames[name], frame + 1)
-        if "width" in image and "height" in image:
-            result.image_size[name] = (float(image["width"]), float(image["height"]))
+        width, height = image.get("width"), image.get("height")
+        if isinstance(width, int | float) and isinstance(height, int | float):
+            result.image_size[name] = (width, height)
     records: dict[str, list[int]] = {name: [] for name in result.ground_truth}
     for i, record in enumerate(file.annotations):
         name, frame, _ = file.image_of(i, record)
@@ -43,9 +51,9 @@ def read_coco(path: str | Path) -> Annotations:
     for name, rows in records.items():
         own = [file.annotations[i] for i in rows]
         result.ground_truth[name] = ground_truth_rows(
-            lambda row, rows=rows: file.where(rows[row]),  # type: ignore[misc]
+            partial(_where, file, rows),
             np.array([file.image_of(i, r)[1] for i, r in zip(rows, own, strict=True)], np.float64),
-            [file.get(i, r, TRACK_KEYS) for i, r in zip(rows, own, strict=True)],
+            [file.track_of(i, r) for i, r in zip(rows, own, strict=True)],
             [file.category_of(i, r) for i, r in zip(rows, own, strict=True)],
             _corners([file.box(i, r) for i, r in zip(rows, own, strict=True)]),
         )
@@ -65,11 +73,12 @@ def read_coco_detections(
     lengths = num_frames or {}
     for name, rows in records.items():
         own = [(i, file.annotations[i]) for i in rows]
+        where = partial(_where, file, rows)
         found[name] = detection_rows(
-            lambda row, rows=rows: file.where(rows[row]),  # type: ignore[misc]
+            where,
             np.array([file.image_of(i, r)[1] for i, r in own], np.float64),
             [file.category_of(i, r) for i, r in own],
-            np.array([float(file.get(i, r, ("score",))) for i, r in own], np.float64),
+            as_floats([file.get(i, r, ("score",)) for i, r in own], "score", where),
             _corners([file.box(i, r) for i, r in own]),
             length=lengths.get(name),
         )
@@ -81,31 +90,17 @@ class _File:
 
     def __init__(self, path: Path, known: "_File | None" = None) -> None:
         self.path = path
-        self.list_name: str
-        self.annotations: list[dict[str, Any]]
-        self.videos: dict[Any, str]
-        self.images: dict[Any, tuple[str, int, dict[str, Any]]]
-        self.categories: dict[Any, Any]
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(read_text(path))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {error.lineno}: {error.msg}") from None
-        if known is not None:
-            self._needs(path, isinstance(content, list), "a list of results")
-            self.list_name, self.annotations = "results", content
-            self.videos, self.images, self.categories = known.videos, known.images, known.categories
-            return
-        for key in ("videos", "images", "annotations", "categories"):
-            self._needs(path, isinstance(content, dict) and key in content, f"a list {key!r}, as of tracks in video")
-        self.list_name, self.annotations = "annotations", content["annotations"]
-        self.videos = {video["id"]: str(video.get("name", video["id"])) for video in content["videos"]}
-        self.categories = {category["id"]: category["name"] for category in content["categories"]}
-        self.images = {image["id"]: self._image(i, image) for i, image in enumerate(content["images"])}
-
-    @staticmethod
-    def _needs(path: Path, there: bool, what: str) -> None:
-        if not there:
-            raise ValueError(f"{path}: needs {what}")
+        self.list_name = "results" if known else "annotations"
+        if known:
+            content = {"results": content}
+        self.annotations = self._records(content, self.list_name)
+        self.videos: dict[Any, str] = known.videos if known else self._videos(content)
+        self.categories: dict[Any, Any] = known.categories if known else self._categories(content)
+        self.images: dict[Any, tuple[str, int, dict[str, Any]]] = known.images if known else self._images(content)
 
     def where(self, row: int) -> str:
         return f"{self.path}, {self.list_name}[{row}]"
@@ -118,13 +113,19 @@ class _File:
 
     def image_of(self, row: int, record: dict[str, Any]) -> tuple[str, int, dict[str, Any]]:
         image = self.get(row, record, ("image_id",))
-        if image not in self.images:
+        if not isinstance(image, int | str) or image not in self.images:
             raise ValueError(f"{self.where(row)}: image_id {image!r} is not among the images")
         return self.images[image]
 
+    def track_of(self, row: int, record: dict[str, Any]) -> Any:
+        track = self.get(row, record, TRACK_KEYS)
+        if not isinstance(track, int | str):
+            raise ValueError(f"{self.where(row)}: {' or '.join(TRACK_KEYS)} must be a number or a text, got {track!r}")
+        return track
+
     def category_of(self, row: int, record: dict[str, Any]) -> Any:
         category = self.get(row, record, ("category_id",))
-        if category not in self.categories:
+        if not isinstance(category, int | str) or category not in self.categories:
             raise ValueError(f"{self.where(row)}: category_id {category!r} is not among the categories")
         return self.categories[category]
 
@@ -134,15 +135,41 @@ class _File:
             raise ValueError(f"{self.where(row)}: bbox must be [left, top, width, height], got {box!r}")
         return box
 
-    def _image(self, row: int, image: dict[str, Any]) -> tuple[str, int, dict[str, Any]]:
-        video = image.get("video_id")
-        frame = next((image[key] for key in FRAME_KEYS if key in image), None)
-        if video not in self.videos or not isinstance(frame, int):
-            raise ValueError(
-                f"{self.path}, images[{row}]: needs video_id of a video and a whole number {' or '.join(FRAME_KEYS)}, "
-                f"got {video!r} and {frame!r}"
-            )
-        return self.videos[video], frame, image
+    def _videos(self, content: Any) -> dict[Any, str]:
+        return {video["id"]: str(video.get("name", video["id"])) for video in self._records(content, "videos", "id")}
+
+    def _categories(self, content: Any) -> dict[Any, Any]:
+        records = self._records(content, "categories", "id")
+        return {category["id"]: category.get("name", category["id"]) for category in records}
+
+    def _images(self, content: Any) -> dict[Any, tuple[str, int, dict[str, Any]]]:
+        images = {}
+        for row, image in enumerate(self._records(content, "images", "id")):
+            video = image.get("video_id")
+            frame = next((image[key] for key in FRAME_KEYS if key in image), None)
+            if not isinstance(video, int | str) or video not in self.videos or not isinstance(frame, int):
+                raise ValueError(
+                    f"{self.path}, images[{row}]: needs video_id of a video and a whole number "
+                    f"{' or '.join(FRAME_KEYS)}, got {video!r} and {frame!r}"
+                )
+            images[image["id"]] = self.videos[video], frame, image
+        return images
+
+    def _records(self, content: Any, name: str, *keys: str) -> list[dict[str, Any]]:
+        """A list of the file, whose records have these keys."""
+        records = content.get(name) if isinstance(content, dict) else None
+        if not isinstance(records, list):
+            raise ValueError(f"{self.path}: needs a list {name!r}, as of tracks in video")
+        for row, record in enumerate(records):
+            if not isinstance(record, dict) or not all(isinstance(record.get(key), int | str) for key in keys):
+                needs = " and ".join(["to be a record", *(f"a number or text {key!r}" for key in keys)])
+                raise ValueError(f"{self.path}, {name}[{row}]: needs {needs}, got {record!r}")
+        return records
+
+
+def _where(file: _File, rows: list[int], row: int) -> str:
+    """The place in the file of the row-th of these records."""
+    return file.where(rows[row])
 
 
 def _corners(boxes: list[list[float]]) -> Floats:

@@ -67,7 +67,7 @@ def read_kitti_detections(
 def _add(result: Annotations, name: str, lines: Lines, classes: Sequence[str] | None) -> None:
     frame, corners, types = lines.column(0, "frame"), _corners(lines), lines.texts(2)
     check_rows(lines.where, frame, corners)
-    track = lines.column(1, "track").astype(np.int64).tolist()
+    track = lines.whole_numbers(1, "track")
     truncation, occlusion = lines.column(3, "truncated"), lines.column(4, "occluded")
     wanted = [t != DONT_CARE and (classes is None or t in classes) for t in types]
     rows = np.flatnonzero(wanted)

@@ -72,7 +72,7 @@ def read_mot_detections(
 def _add(result: Annotations, name: str, lines: Lines) -> None:
     frame, corners = lines.column(0, "frame") - 1, _corners(lines)
     check_rows(lines.where, frame, corners, length=result.num_frames.get(name))
-    track = lines.column(1, "id").astype(np.int64).tolist()
+    track = lines.whole_numbers(1, "id")
     counts = lines.column(6, "flag") != 0
     ignored = ~counts
     if lines.fields and len(lines.fields[0]) == 9:

@@ -147,8 +147,12 @@ BAD_FILES: list[tuple[Callable[..., Any], str, str, str]] = [
     (truth, "a.xml", PETS.replace('h="100"', 'h="-1"'), "a.xml, line 4: a box must have x1 <= x2"),
     (found, "a.xml", PETS, "PETS files hold ground truth"),
     (truth, "a.json", "{\n[", "a.json, line 2: "),
-    (truth, "a.json", "{}", "a.json: needs a list 'videos'"),
+    (truth, "a.json", "{}", "a.json: needs a list 'annotations'"),
     (truth, "a.json", changed(track_id=None), r"a.json, annotations\[0\]: needs track_id or instance_id"),
+    (truth, "a.json", changed(track_id=[5]), r"a.json, annotations\[0\]: track_id or instance_id must be a number or"),
+    (truth, "a.json", json.dumps(COCO | {"images": [3]}), r"a.json, images\[0\]: needs to be a record and a number or"),
+    (truth, "a.txt", MOT15.replace("2,1,12", "2,1.5,12"), "a.txt, line 2: id must be a whole number, got '1.5'"),
+    (truth, "a.txt", MOT16 + "3,1,0,0,5,5,1\n", "a.txt, line 5: has 7 fields, line 1 has 9"),
     (truth, "a.json", changed(image_id=3), r"a.json, annotations\[0\]: image_id 3 is not among the images"),
     (truth, "a.json", changed(category_id=3), r"a.json, annotations\[0\]: category_id 3 is not among the categories"),
     (truth, "a.json", changed(bbox=[1, 2, 3]), r"a.json, annotations\[0\]: bbox must be \[left, top, width, height\]"),
@@ -165,6 +169,9 @@ def test_errors_name_file_and_line(case: int, tmp_path: Path) -> None:
 
 
 def test_other_errors(tmp_path: Path) -> None:
+    (tmp_path / "bytes.txt").write_bytes(b"0 1 2 0 0 9 9\n1 1 2 0 0 9 \xff\n")
+    with pytest.raises(ValueError, match="bytes.txt, line 2: must be text in UTF-8, got the byte 0xff"):
+        truth(tmp_path / "bytes.txt")
     path = write(tmp_path / "s" / "gt" / "gt.txt", MOT15)
     write(tmp_path / "s" / "seqinfo.ini", "[Sequence]\nseqLength=1\nimWidth=640\nimHeight=480\n")
     with pytest.raises(ValueError, match="gt.txt, line 2: frame 1 lies beyond the end, the sequence has 1 frames"):
