@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dgcomp.video.boxes import Boxes
+from dgcomp.video.boxes import Boxes, iou_matrix
 from dgcomp.video.detectors import Detections, Detector, Operations
 from dgcomp.video.frames import Frame
 from dgcomp.video.regions import dilate, union_fraction
@@ -30,14 +30,19 @@ class CaTDetConfig:
     """score that a proposal needs to be looked at; on the proposal detector's scale"""
     t_threshold: float = 0.3
     """score that a refined detection needs to be tracked; on the refinement detector's scale"""
-    margin: float = 5.0
+    margin: float = 2.0
     """pixels around proposals and predictions that the refinement detector computes too"""
+    recheck_interval: int = 1
+    """frames from one look at a proposal in which nothing was found to the next, as long as it stays in its place;
+    1: look always, as the paper does. More is our addition: a cheap detector errs at the same spots of a background"""
     tracker: TrackerConfig | None = field(default_factory=TrackerConfig)
     """None: a plain cascade, for comparison"""
 
     def __post_init__(self) -> None:
         if not self.margin >= 0:
             raise ValueError(f"margin must be at least 0 pixels, got {self.margin}")
+        if self.recheck_interval < 1:
+            raise ValueError(f"recheck_interval must be at least 1 frame, got {self.recheck_interval}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +110,21 @@ class CaTDet:
         """Forget tracks and ledger: another video begins."""
         self.tracker = None if self.config.tracker is None else DecayTracker(self.config.tracker)
         self.ledger = Ledger()
+        self._rejected = _Rejected(self.config.recheck_interval)
         self.regions: Boxes = np.zeros((0, 4))
         """Regions [R, 4] with their margins that the last frame's refinement looked at."""
 
     def step(self, frame: Frame) -> Detections:
         """Objects of the next frame."""
         height, width = frame.shape[:2]
-        proposed = self.proposal.detect(frame).above(self.config.c_threshold).boxes
+        proposed = self._rejected.without(self.proposal.detect(frame).above(self.config.c_threshold).boxes)
         predicted = np.zeros((0, 4)) if self.tracker is None else self.tracker.predict(height, width)
         self.regions = dilate(np.concatenate((predicted, proposed)), self.config.margin, height, width)
         refined = self.refinement.detect(frame, self.regions)
+        believed = refined.above(self.config.t_threshold)
+        self._rejected.update(proposed, believed.boxes)
         if self.tracker is not None:
-            self.tracker.update(refined.above(self.config.t_threshold))
+            self.tracker.update(believed)
         self.ledger.frames.append(
             FrameRecord(
                 proposal=self.proposal.operations(height, width),
@@ -133,6 +141,31 @@ class CaTDet:
         self.reset()
         for frame in frames:
             yield self.step(frame)
+
+
+class _Rejected:
+    """Proposals in which nothing was found, each for the frames until it is looked at again."""
+
+    SAME_PLACE_IOU = 0.7
+
+    def __init__(self, interval: int) -> None:
+        self.interval = interval
+        self._boxes: Boxes = np.zeros((0, 4))
+        self._frames_left = np.zeros(0, dtype=np.int64)
+
+    def without(self, proposed: Boxes) -> Boxes:
+        """Those of the proposals [N, 4] that are due."""
+        is_same = iou_matrix(proposed, self._boxes) >= self.SAME_PLACE_IOU
+        return proposed[~is_same.any(axis=1)]
+
+    def update(self, looked_at: Boxes, found: Boxes) -> None:
+        """End a frame, in which the proposals `looked_at` led to the boxes `found`."""
+        is_waiting = self._frames_left > 1
+        is_empty = ~(iou_matrix(looked_at, found) > 0).any(axis=1)
+        fresh = looked_at[is_empty] if self.interval > 1 else looked_at[:0]
+        self._boxes = np.concatenate((self._boxes[is_waiting], fresh))
+        waits = np.full(len(fresh), self.interval - 1)
+        self._frames_left = np.append(self._frames_left[is_waiting] - 1, waits)
 
 
 def run_single(detector: Detector, frames: Iterable[Frame]) -> Iterator[tuple[Detections, Operations]]:

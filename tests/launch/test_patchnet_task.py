@@ -1,5 +1,6 @@
 """The task patchnet: repeatable batches, a loss that falls, two ranks with and without DGC, low precision, hardware."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,14 @@ def test_frames_of_a_folder(tmp_path: Path) -> None:
 
 
 def _train(rank: int) -> dict[str, Any]:
-    return {compress: train(options(compress), CPU) for compress in ("none", "dgc")}
+    results = {compress: train(options(compress), CPU) for compress in ("none", "dgc")}
+    low = options("dgc")
+    results["dgc, 8 bits"] = train(replace(low, train=replace(low.train, quant="8/8")), CPU)
+    return results
 
 
 def test_two_ranks() -> None:
     results = run_ranks(_train, 2)[0]
-    for compress in ("none", "dgc"):
+    for compress in ("none", "dgc", "dgc, 8 bits"):
         assert results[compress]["steps"] == 6
         assert 50 < results[compress]["history"][-1] < 100

@@ -121,6 +121,26 @@ def test_thresholds() -> None:
     assert all(record.num_predictions == 0 for record in untracked.ledger.frames)
 
 
+def test_rejected_proposals_wait() -> None:
+    """The false object stays in its place: looked at in frames 0, 4, 8, ...; true ones are never put off."""
+    config = CaTDetConfig(c_threshold=0.2, recheck_interval=4)
+    refinement = Sharp()
+    pipeline = CaTDet(Flickering(), refinement, config)
+    results = list(pipeline.run(frames()))
+    wrong = np.array([110.0, 104.0])
+    looked = [
+        number
+        for number, regions in enumerate(refinement.seen)
+        if regions is not None and ((regions[:, :2] <= wrong) & (wrong <= regions[:, 2:])).all(1).any()
+    ]
+    assert looked == list(range(0, LENGTH, 4))
+    always = CaTDet(Flickering(), Sharp(), CaTDetConfig(c_threshold=0.2))
+    assert [one.boxes.tolist() for one in results] == [one.boxes.tolist() for one in always.run(frames())]
+    assert pipeline.ledger.total < always.ledger.total
+    with pytest.raises(ValueError, match="recheck_interval must be at least 1 frame, got 0"):
+        CaTDetConfig(recheck_interval=0)
+
+
 def test_a_new_video_starts_afresh() -> None:
     pipeline = CaTDet(Flickering(), Sharp(), CaTDetConfig(c_threshold=0.2))
     first = [one.boxes.tolist() for one in pipeline.run(frames())]

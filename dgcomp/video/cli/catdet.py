@@ -36,9 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--proposal", choices=("hog", "centernet"), default="hog", help="the cheap detector")
     parser.add_argument("--proposal-zoom", type=float, help="its frames' size (default: hog 1.5, centernet 0.5)")
     parser.add_argument("--zoom", type=float, default=1.5, help="enlarge frames for the expensive detector")
-    parser.add_argument("--c-threshold", type=float, help="score of a proposal (default: hog -0.4, centernet 0.1)")
+    parser.add_argument("--c-threshold", type=float, help="score of a proposal (default: hog -0.5, centernet 0.1)")
     parser.add_argument("--t-threshold", type=float, default=defaults.t_threshold, help="score of a tracked detection")
     parser.add_argument("--margin", type=float, default=defaults.margin, help="pixels around regions")
+    parser.add_argument("--recheck-interval", type=int, default=3, help="frames between looks at an empty proposal")
     parser.add_argument("--max-frames", type=int, help="stop after so many")
     parser.add_argument("--output", type=Path, help="annotated .avi or .mp4, or a folder for annotated frames")
     parser.add_argument("--detections", type=Path, help=".txt file for the detections")
@@ -71,11 +72,12 @@ def _proposal(options: argparse.Namespace) -> Detector:
 def _config(options: argparse.Namespace) -> CaTDetConfig:
     threshold = options.c_threshold
     if threshold is None:
-        threshold = -0.4 if options.proposal == "hog" else 0.1
+        threshold = -0.5 if options.proposal == "hog" else 0.1
     return CaTDetConfig(
         c_threshold=threshold,
         t_threshold=options.t_threshold,
         margin=options.margin,
+        recheck_interval=options.recheck_interval,
         tracker=TrackerConfig() if options.mode == "catdet" else None,
     )
 
