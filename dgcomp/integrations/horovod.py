@@ -46,8 +46,8 @@ def DistributedOptimizer(
     config = config or DGCConfig()
     if config.ranks_per_node != 1:
         raise ValueError(f"ranks_per_node must be 1 with Horovod, got {config.ranks_per_node}")
-    named = list(named_parameters)
-    state = HorovodState.attached(named, optimizer, config, group=use_horovod_group(), grad_scaler=grad_scaler)
+    use_horovod_group()
+    state = HorovodState.attached(named_parameters, optimizer, config, grad_scaler=grad_scaler)
     state.watch(optimizer)
     return optimizer
 

@@ -21,18 +21,19 @@ SUMMED = (torch.float16, torch.float32, torch.float64, torch.int32, torch.int64)
 NAMES = 16
 
 
-def use_horovod_group() -> dist.ProcessGroup | None:
-    """The group that spans Horovod's ranks: torch's default group where a script has none of its own.
+def use_horovod_group() -> None:
+    """Make Horovod's ranks torch's default process group, anew after they have changed (elastic).
 
-    After a change of Horovod's ranks (elastic) the old default group is replaced.
+    Raises RuntimeError if the script has a default group of its own.
     """
-    if not dist.is_initialized():
-        dist.init_process_group(BACKEND, store=dist.HashStore(), rank=hvd.rank(), world_size=hvd.size())
-        return None
-    if dist.get_backend() != BACKEND:
-        return dist.new_group(backend=BACKEND)
-    dist.destroy_process_group()
-    return use_horovod_group()
+    if dist.is_initialized():
+        if dist.get_backend() != BACKEND:
+            raise RuntimeError(
+                f"torch.distributed is initialized with {dist.get_backend()!r}, and Horovod's ranks have to be its "
+                "default group; leave init_process_group out of a script that horovodrun starts"
+            )
+        dist.destroy_process_group()
+    dist.init_process_group(BACKEND, store=dist.HashStore(), rank=hvd.rank(), world_size=hvd.size())
 
 
 class HorovodGroup(dist.ProcessGroup):

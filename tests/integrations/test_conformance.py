@@ -10,16 +10,62 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
-from tests.integrations.conformance import conform
-from tests.integrations.jobs import free_port, set_launcher_environment
+from dgcomp.integrations.local_sgd import LocalSGD
+from tests.integrations.conformance import SPARSE, conform
+from tests.integrations.jobs import Job, LossNet, batches, free_port, make_model, set_launcher_environment
 from tests.integrations.loops import train_ddp, train_local_sgd
 from tests.ranks import run_ranks
+from tests.training import ddp, same_on_all_ranks, values
 
 
 def _ddp_and_local_sgd(rank: int, folder: Path) -> None:
     conform(train_ddp, folder / "ddp")
     conform(train_local_sgd, folder / "local_sgd")
+    _files(rank, folder / "ddp")
+    _bad_round(rank)
+
+
+def _files(rank: int, folder: Path) -> None:
+    """A rank without its own file makes all start from the means; without any file all hear of it."""
+    job = Job(config=SPARSE, steps=[], load=folder)
+    mean = train_ddp(job).residual.clone()
+    dist.all_reduce(mean)
+    dist.barrier()
+    if rank == 1:
+        (folder / "dgcomp-1-of-2.pt").unlink()
+    dist.barrier()
+    found = train_ddp(job).residual
+    assert torch.allclose(found, mean / 2, rtol=0, atol=1e-6 * float(mean.abs().max()))
+    dist.barrier()
+    if rank == 0:
+        (folder / "dgcomp-0-of-2.pt").unlink()
+    dist.barrier()
+    with pytest.raises(ValueError, match="there is no dgcomp-.*pt in .*; give the checkpoint that holds the residuals"):
+        train_ddp(job)
+
+
+def _bad_round(rank: int) -> None:
+    """What AdamW gathered in a round that ended non-finite is forgotten, and the run goes on from the start."""
+    model = make_model(Job(config=SPARSE, steps=[]))
+    inner = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    outer = torch.optim.SGD(model.parameters(), lr=0.7, momentum=0.9, nesterov=True)
+    local = LocalSGD(model, inner, outer, sync_every=2, config=SPARSE)
+    job = Job(config=SPARSE, steps=range(8), bad_step=5)
+    for x, y in batches(job):
+        inner.zero_grad()
+        model(x, y).backward()
+        inner.step()
+    assert local.compressor.stats()["nonfinite_steps"] == 1
+    assert local.compressor.step == 3
+    assert torch.isfinite(values(model)).all()
+    assert same_on_all_ranks(values(model))
+    with pytest.raises(ValueError, match="sync_every must be at least 1 inner step, got 0"):
+        LocalSGD(model, inner, outer, sync_every=0)
+    with pytest.raises(TypeError, match="must not be in DistributedDataParallel"):
+        LocalSGD(ddp(LossNet()), inner, outer, sync_every=2)
 
 
 def test_ddp_and_local_sgd(tmp_path: Path) -> None:

@@ -35,12 +35,10 @@ def test_every_script_is_complete_and_short() -> None:
         compile(code, name, "exec")
 
 
-def _parameters():
-    for name in SCRIPTS:
-        yield pytest.param(name, marks=[pytest.mark.optional] if name in PACKAGES else [])
+NAMES = [pytest.param(name, marks=[pytest.mark.optional] if name in PACKAGES else []) for name in SCRIPTS]
 
 
-@pytest.mark.parametrize("name", _parameters())
+@pytest.mark.parametrize("name", NAMES)
 def test_script(name: str, tmp_path: Path) -> None:
     if name in PACKAGES:
         pytest.importorskip(PACKAGES[name])

@@ -1,4 +1,7 @@
-"""FSDP2 on two nodes of two ranks: the conformance suite, and what is particular to it: other numbers of nodes, accumulation, loss scaling, other optimizers, refusals."""
+"""FSDP2 on two nodes of two ranks: the conformance suite, and what is particular to it.
+
+Other numbers of nodes, accumulation, clipping, loss scaling, other optimizers, refusals.
+"""
 
 from dataclasses import replace
 from pathlib import Path
