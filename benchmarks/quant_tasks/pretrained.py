@@ -67,9 +67,8 @@ def resnet20(arguments: Namespace) -> Experiment:
     Some methods estimate the batch norms anew, in the method's own context, on training images without their labels;
     among them fp32, since the network was trained on images that had not been through JPEG.
     """
-    images = cache(lambda: cifar10_images(arguments.data, "test"))
+    images = cache(lambda: cifar10_images(arguments.data, "test", arguments.limit))
     calibration = cache(lambda: cifar10_images(arguments.data, "train", CALIBRATION)[0])
-    limit = arguments.limit or 10_000
     names = ("fp32", "4/4 max per channel", "4/4 octav (exact)", "4/4/4/4 consistent", "4/4/6/6 consistent",
              "4/4/6/6 search", "4/4/6/6 search, vectors of 8")  # fmt: skip
     methods = RESNET20 | {f"{name}, {NORMS}": _with_norms(RESNET20[name], calibration) for name in names}
@@ -77,10 +76,10 @@ def resnet20(arguments: Namespace) -> Experiment:
     def measure(context: Context, seed: int) -> float:
         model = pretrained_resnet20(arguments.data)
         x, y = images()
-        return accuracy(model, context(model), x[:limit], y[:limit])
+        return accuracy(model, context(model), x, y)
 
     title = "ResNet-20 on CIFAR-10 (JPEG), after training"
-    return Experiment(title, "top-1 (%)", methods, measure, {"images": limit})
+    return Experiment(title, "top-1 (%)", methods, measure, {"images": arguments.limit or 10_000})
 
 
 def _with_norms(context_of: Context, images: Callable[[], Tensor]) -> Context:
@@ -114,18 +113,21 @@ def minilm(arguments: Namespace) -> Experiment:
     return Experiment(title, "Spearman x 100", MINILM, measure, {"pairs": arguments.limit or 1379})
 
 
-def cifar10_images(folder: Path, split: str, limit: int | None = None) -> tuple[Tensor, Tensor]:
-    """The first images (N, 3, 32, 32), normalized as the pretrained network expects (ImageNet's), and labels."""
+def cifar10_images(folder: Path, split: str, count: int | None = None) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, 32, 32), normalized as the pretrained network expects (ImageNet's statistics), and labels.
+
+    `count` of them, evenly spaced and in random order: the file is sorted by class.
+    """
     from PIL import Image  # an optional package
 
     with np.load(folder / "cifar10" / "cifar10_jpeg.npz") as file:
-        stream, lengths, labels = file[f"{split}_jpeg"], file[f"{split}_len"][:limit], file[f"{split}_y"][:limit]
+        stream, lengths, labels = file[f"{split}_jpeg"], file[f"{split}_len"], file[f"{split}_y"]
     ends = np.cumsum(lengths.astype(np.int64))
+    chosen = np.linspace(0, len(labels) - 1, count or len(labels)).astype(np.int64)
+    chosen = np.random.default_rng(0).permutation(chosen)
+    labels = labels[chosen]
     images = np.stack(
-        [
-            np.asarray(Image.open(io.BytesIO(stream[end - n : end].tobytes())))
-            for n, end in zip(lengths, ends, strict=True)
-        ]
+        [np.asarray(Image.open(io.BytesIO(stream[ends[i] - lengths[i] : ends[i]].tobytes()))) for i in chosen]
     )
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     x = (torch.from_numpy(images).float() / 255 - mean) / std

@@ -56,9 +56,12 @@ class _Scope:
 
 
 class _Local(threading.local):
-    scope: _Scope | None = None
-    inside_gate: bool = False  # an operator that a gate calls is seen by no other gate, mode or audit
-    observer: "Observer | None" = None
+    """Per thread; set here, not as defaults of the class, whose first assignment torch.compile would trip over."""
+
+    def __init__(self) -> None:
+        self.scope: _Scope | None = None
+        self.inside_gate = False  # an operator that a gate calls is seen by no other gate, mode or audit
+        self.observer: Observer | None = None
 
 
 Observer = Callable[[str, Recipe, Tensor, Tensor | None, Layout], None]

@@ -61,7 +61,7 @@ class _QDQLayer(nn.Module):
         self.register_buffer("weight", layer.weight_value())
         self.register_buffer("step", layer.step.flatten().clamp(min=1e-30))
         self.register_buffer("zero", torch.zeros(self.step.numel(), dtype=torch.int32))
-        self.scale = recipe.activation_scale
+        self.scale = None if recipe.activation_scale is None else float(recipe.activation_scale)
         self.signed = not recipe.unsigned
         self.high = code_range(recipe.activations, self.signed)[1] if recipe.activations else 0
 

@@ -83,6 +83,8 @@ def _packed_call(
 ) -> Tensor:
     """The call, saving the input as codes and the quantized weight not at all: it is quantized again in backward."""
     scale, low, high, unit = activation_grid(x, recipe, recipe.activations or 4)
+    if layout is LINEAR:
+        x = x.contiguous()  # else the operator would copy it, and save the copy
     x_value, codes = pack_activation(x, scale, int(low), int(high), int(unit), recipe.activation_estimator)
     w_value, w_step = quantize_weight(weight, recipe, layout)
     replacements = [(x_value, codes.unpack)]
@@ -125,7 +127,18 @@ def quantized_product(
         values.append(value)
     if not replacements:
         return operator(*values, *args, **kwargs)
-    with packed_save(*replacements):
+    forms = [(value.shape, value.stride()) for value in values]
+
+    def recompute(shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
+        with torch.no_grad():
+            operands = [rebuild(*form) for rebuild, form in zip(rebuilds, forms, strict=True)]
+            return operator(*operands, *args, **kwargs).as_strided(shape, stride)
+
+    rebuilds = [rebuild for _, rebuild in replacements]
+    # attention also saves its output, which is computed again: the same operator on the same numbers
+    dropout = args[1] if len(args) > 1 else kwargs.get("dropout_p", 0.0)
+    repeats = len(rebuilds) == len(values) == 3 and dropout == 0.0
+    with packed_save(*replacements, output=(values[0].shape, recompute) if repeats else None):
         return operator(*values, *args, **kwargs)
 
 
@@ -279,6 +292,9 @@ def _vector_weight(w: Tensor, recipe: Recipe, layout: Layout, bits: int) -> tupl
 
 # --- scales, as plain functions and as operators that torch.compile does not look into --------------------------------
 
+# Without this tag inductor copies an input that it keeps in channels_last back to the layout of eager mode.
+_ANY_LAYOUT = (torch.Tag.flexible_layout,)
+
 
 def _is_signed(x: Tensor) -> bool:
     if x.device.type == "cpu" and x.dtype == torch.float32 and x.numel():
@@ -304,7 +320,7 @@ def _channel_scale(x: Tensor, bits: int, signed: bool, dims: list[int] | None, m
     return magnitudes.amax().float() if dims is None else magnitudes.amax(dims, keepdim=True).float()
 
 
-@torch.library.custom_op("dgcomp::scale", mutates_args=())
+@torch.library.custom_op("dgcomp::scale", mutates_args=(), tags=_ANY_LAYOUT)
 def _scale_operator(x: Tensor, bits: int, signed: bool, dims: list[int] | None, method: str, grid: str) -> Tensor:
     return _channel_scale(x, bits, signed, dims, method, grid).clone()
 
@@ -315,7 +331,7 @@ def _(x: Tensor, bits: int, signed: bool, dims: list[int] | None, method: str, g
     return x.new_empty(shape, dtype=torch.float32)
 
 
-@torch.library.custom_op("dgcomp::activation_grid", mutates_args=())
+@torch.library.custom_op("dgcomp::activation_grid", mutates_args=(), tags=_ANY_LAYOUT)
 def _grid_operator(x: Tensor, bits: int, method: str, grid: str, static: float | None) -> Tensor:
     """Scale, lowest and highest code of an activation whose sign is unknown, as one tensor (3,)."""
     signed = _is_signed(x)
@@ -338,7 +354,7 @@ def _vector_value(
     return fake_per_vector(x, bits, scale_bits, vector, dim, rounding, signed=signed)  # type: ignore[arg-type]
 
 
-@torch.library.custom_op("dgcomp::vector_value", mutates_args=())
+@torch.library.custom_op("dgcomp::vector_value", mutates_args=(), tags=_ANY_LAYOUT)
 def _vector_operator(
     x: Tensor, bits: int, scale_bits: int, vector: int, dim: int, rounding: str, unsigned: bool | None
 ) -> Tensor:

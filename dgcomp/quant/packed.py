@@ -76,10 +76,13 @@ Rebuild = Callable[[torch.Size, tuple[int, ...]], Tensor]
 
 
 @contextmanager
-def packed_save(*replacements: tuple[Tensor, Rebuild]) -> Iterator[None]:
+def packed_save(
+    *replacements: tuple[Tensor, Rebuild], output: tuple[torch.Size, Rebuild] | None = None
+) -> Iterator[None]:
     """Let operators in the block save, instead of each given tensor, the function that rebuilds it by shape and stride.
 
     A tensor is recognized by its memory. A function may hold what is alive anyway, such as a parameter and its scale.
+    `output` rebuilds what the operator makes and saves itself, recognized by its shape.
     """
     rebuilds = {value.data_ptr(): (value.numel(), rebuild) for value, rebuild in replacements}
 
@@ -87,6 +90,8 @@ def packed_save(*replacements: tuple[Tensor, Rebuild]) -> Iterator[None]:
         numel, rebuild = rebuilds.get(saved.data_ptr(), (-1, None))
         if saved.numel() == numel and saved.dtype == torch.float32:
             return rebuild, saved.shape, saved.stride()
+        if output is not None and saved.shape == output[0] and saved.dtype == torch.float32:
+            return output[1], saved.shape, saved.stride()
         return saved
 
     def unpack(packed: Any) -> Tensor:

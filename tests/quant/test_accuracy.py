@@ -12,7 +12,7 @@ from tests.conftest import data_file
 @pytest.mark.slow
 @pytest.mark.data
 def test_pretrained_resnet20_at_4_bits() -> None:
-    """On the first 2000 test images; the whole set is in benchmarks/results/quant_accuracy.md."""
+    """On 2000 test images; the whole set is in benchmarks/results/quant_accuracy.md."""
     data_file("models/resnet20-cifar10.npz")
     folder = data_file("cifar10/cifar10_jpeg.npz").parents[1]
     x, y = cifar10_images(folder, "test", 2000)

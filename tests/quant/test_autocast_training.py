@@ -4,6 +4,7 @@ Checkpointing, torch.compile, optimizers that change weights behind a cache, pac
 """
 
 import contextlib
+import threading
 from typing import Any
 
 import pytest
@@ -72,6 +73,30 @@ def test_compile(backend: str, use_reentrant: bool | None) -> None:
     for _ in range(2):
         assert_equal(step(net, in_context(quant.autocast(4, 4), compiled), x), expected, 2e-5)
     assert_equal(step(net, compiled, x), plain, 2e-5)
+
+
+def test_a_thread_may_compile_before_it_runs_anything_in_eager_mode() -> None:
+    net, x = make_net()
+    torch._dynamo.reset()
+    graphs, results = [], []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(net, backend=backend)
+
+    def run() -> None:
+        for _ in range(3):
+            with quant.autocast(4, 4):
+                results.append(compiled(x))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert len(graphs) == 1
+    for result in results:
+        torch.testing.assert_close(result, reference(net, x), rtol=1e-5, atol=1e-5)
 
 
 def test_compile_counts() -> None:
