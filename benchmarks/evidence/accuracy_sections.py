@@ -21,6 +21,7 @@ PARTS = (
     "dgc-no-masking",
     "dgc-no-warmup",
     "dgc-current-rate",
+    "dgc-1-percent",
     "drop",
 )
 
@@ -97,7 +98,7 @@ def ablation_section(rows: Sequence[dict[str, Any]]) -> Section:
     ]
     body = [
         paragraph(
-            "Loss against dense DDP when one part is left out, with the number of seeds. A part that a recipe does not "
+            "Loss against dense DDP when one part is left out or changed, with the number of seeds. A part that a recipe does not "
             "have (momentum in the word model, clipping of the images) has a dash. Gradient dropping leaves all four "
             "out: selection and residual as in DGC, then clipping and momentum on the exchanged gradient, without "
             "warm-up. The flushed value is the same run after one dense exchange of what was still held back."
