@@ -98,10 +98,10 @@ def ablation_section(rows: Sequence[dict[str, Any]]) -> Section:
     ]
     body = [
         paragraph(
-            "Loss against dense DDP when one part is left out or changed, with the number of seeds. A part that a recipe does not "
-            "have (momentum in the word model, clipping of the images) has a dash. Gradient dropping leaves all four "
-            "out: selection and residual as in DGC, then clipping and momentum on the exchanged gradient, without "
-            "warm-up. The flushed value is the same run after one dense exchange of what was still held back."
+            "Loss against dense DDP when one part is left out or changed, with the number of seeds. A dash marks what "
+            "a recipe does not have: momentum in the word model, clipping of the images. Gradient dropping leaves "
+            "all four out: selection and residual as in DGC, then clipping and momentum on the exchanged gradient, "
+            "without warm-up. The flushed value is the same run after one dense exchange of what was still held back."
         ),
         table(["", *(TASKS[task].title for task in shown)], lines),
         table(
