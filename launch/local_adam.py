@@ -36,7 +36,9 @@ class LocalAdam:
                 self._moments[name] = torch.zeros_like(parameter.detach()), torch.zeros_like(parameter.detach())
                 self._steps[name] = 0
                 # a tensor hook runs before the gradient is handed to DDP's reducer
-                parameter.register_hook(lambda gradient, name=name: self.direction(name, gradient))
+                parameter.register_hook(  # type: ignore[no-untyped-call]
+                    lambda gradient, name=name: self.direction(name, gradient)
+                )
 
     def direction(self, name: str, gradient: torch.Tensor) -> torch.Tensor:
         """Take a parameter's gradient into its moments and return the step that Adam would make at learning rate 1."""

@@ -11,7 +11,7 @@ from benchmarks.evidence.tables import Entry, entries, mean_curve, number, signe
 
 __all__ = ["ablation_section", "accuracy_section", "steps_section"]
 
-CURVES = ("dense", "dgc", "dgc-int4", "drop", "powersgd", "dgc-paper")
+CURVES = ("dense", "dgc", "dgc-int4", "drop", "powersgd", "dgc-local-adam", "dgc-paper")
 LENGTHS = ("image", "image-2x", "image-4x")
 """one task with ever more steps"""
 PARTS = (
@@ -21,6 +21,7 @@ PARTS = (
     "dgc-no-masking",
     "dgc-no-warmup",
     "dgc-current-rate",
+    "dgc-1-percent",
     "drop",
 )
 
@@ -92,24 +93,32 @@ def ablation_section(rows: Sequence[dict[str, Any]]) -> Section:
     """One row for each part of DGC, one column for each task: the loss when that part is left out."""
     by_task = {task: entries(rows, task) for task in tasks_present(rows)}
     shown = [task for task, found in by_task.items() if {"dgc", "drop"} <= found.keys()]
-    lines = [[METHODS[method].title, *((_loss(by_task[task].get(method)), "n") for task in shown)] for method in PARTS]
+    lines = [
+        [METHODS[method].title, *((_part(by_task[task], task, method), "n") for task in shown)] for method in PARTS
+    ]
     body = [
         paragraph(
-            "Loss against dense DDP when one part is left out, with the number of seeds. A part that a recipe does not "
-            "have (momentum in the word model, clipping of the images) has no entry. Gradient dropping leaves all four "
-            "out: selection and residual as in DGC, then clipping and momentum on the exchanged gradient, without "
-            "warm-up. The flushed value is the same run after one dense exchange of what was still held back."
+            "Loss against dense DDP when one part is left out or changed, with the number of seeds. A dash marks what "
+            "a recipe does not have: momentum in the word model, clipping of the images. Gradient dropping leaves "
+            "all four out: selection and residual as in DGC, then clipping and momentum on the exchanged gradient, "
+            "without warm-up. The flushed value is the same run after one dense exchange of what was still held back."
         ),
         table(["", *(TASKS[task].title for task in shown)], lines),
         table(
             ["flushed at the end", *(TASKS[task].title for task in shown)],
             [
                 [METHODS[method].title, *((_flushed(by_task[task], method), "n") for task in shown)]
-                for method in ("dgc", "dgc-int4", "drop")
+                for method in ("dgc", "dgc-int4")
             ],
         ),
     ]
     return Section("ablation", "What each part of DGC is worth", "\n".join(body))
+
+
+def _part(found: dict[str, Entry], task: str, method: str) -> str:
+    if method not in TASKS[task].methods:
+        return "\u2013"
+    return _loss(found[method]) if method in found else "not run yet"
 
 
 def steps_section(rows: Sequence[dict[str, Any]]) -> Section:

@@ -201,6 +201,15 @@ TASKS = {
         warmup_epochs=1,
         methods=("dense", "dgc-paper", "dgc-int4"),
     ),
+    "cifar10-resnet20": Task(
+        "CIFAR-10 (JPEG), ResNet-20, SGD with momentum",
+        (
+            *("--task", "image", "--model", "resnet20", "--data", "cifar10"),
+            *("--epochs", "30", "--batch-size", "128", "--learning-rate", "0.1"),  # He et al. 2016, not tuned here
+        ),
+        warmup_epochs=1,
+        methods=("dense", "dgc", "drop", "dgc-int4"),
+    ),
 }
 
 SMALL_TASKS = ("image", "speech", "word-lm", "char-gpt")
@@ -211,7 +220,7 @@ GROUPS = {
     "twice": (("image-2x",), ("dense", "dgc")),
     "four times": (("image-4x",), ("dense", "dgc")),
     "eight ranks": (("image-8-ranks",), ("dense", "dgc", "drop")),
-    "large": (("fashion-resnet8",), ("dense", "dgc-paper", "dgc-int4")),
+    "large": (("fashion-resnet8", "cifar10-resnet20"), ("dense", "dgc-paper", "dgc", "dgc-int4", "drop")),
     "smoke": (("image", "word-lm"), _MAIN),
 }
 """tasks and methods that are run together: the comparison itself, what each part and more steps are worth, the peers"""

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.evidence.recipes import METHODS, TASKS
 
-__all__ = ["Entry", "accuracy_markdown", "entries", "mean_curve", "tasks_present"]
+__all__ = ["Entry", "accuracy_markdown", "entries", "mean_curve", "paired_losses", "tasks_present"]
 
 Row = dict[str, Any]
 
@@ -78,6 +78,12 @@ def entries(rows: Sequence[Row], task: str) -> dict[str, Entry]:
         for method, by_seed in grouped.items()
         if by_seed
     }
+
+
+def paired_losses(entry: Entry, reference: Entry) -> tuple[float, ...]:
+    """By how much a method is worse than another one of its task, for each seed that both have."""
+    values = {_parts(row)[2]: row["value"] for row in reference.rows}
+    return _losses(entry.task, {_parts(row)[2]: row for row in entry.rows}, values)
 
 
 def _parts(row: Row) -> list[str]:
