@@ -18,7 +18,7 @@ from launch.tasks.image import ImageTask
 __all__ = ["PLACES", "arm", "die"]
 
 PLACES = ("forward", "backward", "hook", "file", "rename", "latest", "saved")
-"""`file`: a checkpoint file is half written; `rename`: written but not yet under its name; `latest`: all files are
+"""`file`: a checkpoint file is begun; `rename`: written but not yet under its name; `latest`: all files are
 there but latest.json does not name them; `saved`: it does, and older files are not removed yet"""
 
 
@@ -44,7 +44,7 @@ def arm(place: str, call: int, action: Callable[[], None]) -> None:
     elif place == "hook":
         _before(DGCState, "add_bucket", passed)
     elif place == "file":
-        _before(checkpoint._Hashed, "write", passed, after=True)
+        _arm_file(passed)
     else:
         _arm_replace(place, passed)
 
@@ -64,18 +64,27 @@ def _arm_task(is_forward: bool, passed: Callable[[], None]) -> None:
     ImageTask.loss = loss  # type: ignore[method-assign]
 
 
-def _before(owner: Any, name: str, passed: Callable[[], None], *, after: bool = False) -> None:
+def _before(owner: Any, name: str, passed: Callable[[], None]) -> None:
     original = getattr(owner, name)
 
     def wrapped(*arguments: Any, **named: Any) -> Any:
-        if not after:
-            passed()
-        result = original(*arguments, **named)
-        if after:
-            passed()
-        return result
+        passed()
+        return original(*arguments, **named)
 
     setattr(owner, name, wrapped)
+
+
+def _arm_file(passed: Callable[[], None]) -> None:
+    write, begun = checkpoint._Hashed.write, "_has_begun"
+
+    def wrapped(self: checkpoint._Hashed, data: Any) -> int:
+        size = write(self, data)
+        if not hasattr(self, begun):  # torch writes a file in many parts
+            setattr(self, begun, True)
+            passed()
+        return size
+
+    checkpoint._Hashed.write = wrapped  # type: ignore[method-assign]
 
 
 def _arm_replace(place: str, passed: Callable[[], None]) -> None:
