@@ -13,6 +13,7 @@ benchmarks/results/sparse.json. Timings are medians; all contestants of a row ru
 """
 
 import argparse
+import ctypes
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -125,6 +126,7 @@ def spgemm(args: argparse.Namespace) -> None:
 def added_memory_kb(run: Callable[[], Any]) -> tuple[Any, int]:
     """What `run()` returns, and by how much its highest resident size exceeds the one before (Linux)."""
     run()  # compiled code is not counted
+    ctypes.CDLL(None).malloc_trim(0)  # nor may the result find room in what the first one left
 
     def resident_kb(which: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()

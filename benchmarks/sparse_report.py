@@ -73,7 +73,7 @@ def spgemm_table() -> list[Row]:
             "sorted / dgcomp": one["scipy_sorted"] / one["dgcomp"],
         }
         more = {"dgcomp, 2 threads": two["dgcomp"], "torch MKL, 2 threads": two["torch_mkl"]}
-        last = {"MKL / dgcomp": two["torch_mkl"] / two["dgcomp"], "memory": row["memory_ratio"]}
+        last = {"MKL / dgcomp": two["torch_mkl"] / two["dgcomp"], "memory": row.get("memory_ratio", math.nan)}
         out.append({"matrix": row["matrix"]} | times | _rounded(ratios) | more | _rounded(last))
     return out
 
