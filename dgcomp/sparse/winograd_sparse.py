@@ -90,7 +90,8 @@ class SparseWinogradConv2d(nn.Module):
             _run(partial(kernels.input_tiles, planes, self.padding, self.relu, v.flatten(1, 2).numpy()), len(planes))
             return v
         v = transform_input(x, padding=self.padding, tile=self.tile).transpose(1, 2)
-        return (v.relu() if self.relu else v).contiguous().unflatten(3, (high, wide))
+        tiles: Tensor = (v.relu() if self.relu else v).contiguous().unflatten(3, (high, wide))
+        return tiles
 
 
 def _run(kernel: Any, count: int) -> None:
