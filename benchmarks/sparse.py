@@ -13,6 +13,7 @@ benchmarks/results/sparse.json. Timings are medians; all contestants of a row ru
 """
 
 import argparse
+import ctypes
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -70,8 +71,9 @@ def matvec(args: argparse.Namespace) -> None:
 
 
 def conv(args: argparse.Namespace) -> None:
-    """One layer of 64 channels at 28 x 28, batch 8: direct, dense Winograd, sparse-weight Winograd."""
+    """One layer of 64 channels at 28 x 28, batch 8: direct, dense Winograd, sparse-weight Winograd; one thread."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     x = torch.randn(8, 64, 28, 28)
     direct = nn.Conv2d(64, 64, 3, padding=1, bias=False).requires_grad_(False)
     for density in (0.5, 0.2, 0.1, 0.05):
@@ -124,6 +126,7 @@ def spgemm(args: argparse.Namespace) -> None:
 def added_memory_kb(run: Callable[[], Any]) -> tuple[Any, int]:
     """What `run()` returns, and by how much its highest resident size exceeds the one before (Linux)."""
     run()  # compiled code is not counted
+    ctypes.CDLL(None).malloc_trim(0)  # nor may the result find room in what the first one left
 
     def resident_kb(which: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -230,7 +230,7 @@ def expected_padding(density: float, *, index_bits: int = 4, rows_per_pe: int | 
     if not 0 < density <= 1:
         raise ValueError(f"density must be in (0, 1], got {density}")
     span = 2**index_bits
-    q = (1 - density) ** span
+    q = float((1 - density) ** span)
     if rows_per_pe is None:
         return q / (1 - q)
     most = np.arange(rows_per_pe) // span

@@ -63,8 +63,7 @@ def multiply(
     check_operands(a, b, a_shape, b_shape)
     (ap, aj, ax), (bp, bj, _) = a, b
     columns = b_shape[1]
-    products = kernels.count_products(ap, aj, bp)
-    ranges = _balanced_ranges(products)
+    ranges = _balanced_ranges(ap, aj, bp)
     packed = kernels.pack_rows(bp, bj)
     counts = np.zeros(a_shape[0], np.int64)
 
@@ -113,14 +112,14 @@ def _row_type(num_rows: int) -> type[np.signedinteger[Any]]:
     return np.int32 if num_rows < 2**31 else np.int64
 
 
-def _balanced_ranges(products: Array) -> list[tuple[int, int]]:
+def _balanced_ranges(ap: Array, aj: Array, bp: Array) -> list[tuple[int, int]]:
     """Row ranges of nearly equal numbers of products, one for each torch thread."""
-    if len(products) == 0:
-        return []
-    num_threads = torch.get_num_threads()
-    work = np.cumsum(products + 1)  # + 1: an empty row is not free
+    num_rows, num_threads = len(ap) - 1, torch.get_num_threads()
+    if num_rows == 0 or num_threads == 1:
+        return [(0, num_rows)]
+    work = np.cumsum(kernels.count_products(ap, aj, bp) + 1)  # + 1: an empty row is not free
     cuts = np.searchsorted(work, work[-1] * np.arange(1, num_threads) / num_threads)
-    bounds = np.unique(np.concatenate([[0], cuts, [len(products)]]))
+    bounds = np.unique(np.concatenate([[0], cuts, [num_rows]]))
     return [(int(start), int(stop)) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
 
 

@@ -177,4 +177,5 @@ class Pruner:
 
 def _mask_gradient(pruner: "weakref.ref[Pruner]", name: str, grad: Tensor) -> Tensor:
     alive = pruner()
-    return grad if alive is None else grad * alive.masks[name]
+    # a weight that has been given a parametrization since, as by share_weights, is no longer what the mask was made for
+    return grad if alive is None or grad.shape != alive.masks[name].shape else grad * alive.masks[name]

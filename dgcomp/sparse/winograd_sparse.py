@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from dgcomp.sparse import winograd_kernels as kernels
 from dgcomp.sparse.threads import run_in_threads, split_evenly
 from dgcomp.sparse.winograd import WinogradReLUConv2d, transform_input, transform_output
 
@@ -22,19 +23,23 @@ BLOCK = 256  # tiles at a time: a row of the product stays in the first-level ca
 def _multiply(
     pointers: Array, channels: Array, weights: Array, v: Array, out: Array, start: int, stop: int
 ) -> None:  # fmt: skip
-    """out[t, k] = sum of weights[p] * v[t, channels[p]] over the entries of row (t, k), for tiles [start, stop)."""
-    positions, num_out = out.shape[0], out.shape[1]
-    for left in range(start, stop, BLOCK):
-        right = min(left + BLOCK, stop)
-        for t in range(positions):
+    """out[t, n, k] = sum of weights[p] * v[t, n, channels[p]] over the entries of row (t, k).
+
+    For the pairs of image and position [start, stop), numbered n * T + t.
+    """
+    positions, num_out, num_tiles = out.shape[0], out.shape[2], out.shape[3]
+    for pair in range(start, stop):
+        n, t = pair // positions, pair % positions
+        for left in range(0, num_tiles, BLOCK):
+            size = min(BLOCK, num_tiles - left)
             for k in range(num_out):
+                target = out[t, n, k, left : left + size]
+                target[:] = 0
                 row = t * num_out + k
-                for column in range(left, right):
-                    out[t, k, column] = 0
                 for p in range(pointers[row], pointers[row + 1]):
-                    channel, weight = channels[p], weights[p]
-                    for column in range(left, right):
-                        out[t, k, column] += weight * v[t, channel, column]
+                    source, weight = v[t, n, channels[p], left : left + size], weights[p]
+                    for column in range(size):
+                        target[column] += weight * source[column]
 
 
 class SparseWinogradConv2d(nn.Module):
@@ -62,13 +67,32 @@ class SparseWinogradConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.in_channels or x.device.type != "cpu":
             raise ValueError(f"x must be [N, {self.in_channels}, H, W] on the CPU, got {tuple(x.shape)} on {x.device}")
-        v = transform_input(x, padding=self.padding, tile=self.tile)
-        if self.relu:
-            v = v.relu_()
-        num_tiles = v.shape[2] * v.shape[3]
-        m = torch.empty(v.shape[0], self.out_channels, num_tiles, dtype=v.dtype)
-        weights = self.weights.astype(m.numpy().dtype, copy=False)
-        kernel = partial(_multiply, self.pointers, self.channels, weights, v.flatten(2).numpy(), m.numpy())
-        run_in_threads(kernel, split_evenly(num_tiles, torch.get_num_threads()))
+        x = x.detach().contiguous()
+        weights = self.weights.astype(x.numpy().dtype, copy=False)
         height, width = x.shape[2] + 2 * self.padding - 2, x.shape[3] + 2 * self.padding - 2
-        return transform_output(m.unflatten(2, v.shape[2:]), height, width, tile=self.tile)
+        v = self._transform_input(x, -(-height // self.tile), -(-width // self.tile))
+        m = v.new_empty(v.shape[0], len(x), self.out_channels, *v.shape[3:])
+        arrays = self.pointers, self.channels, weights, v.flatten(3).numpy(), m.flatten(3).numpy()
+        _run(partial(_multiply, *arrays), len(x) * len(v))
+        y = x.new_empty(len(x), self.out_channels, height, width)
+        if self.tile == 2:
+            planes = y.flatten(0, 1)[..., None].numpy()
+            _run(partial(kernels.output_images, m.flatten(1, 2).numpy(), planes), len(planes))
+        else:
+            y = transform_output(m.transpose(1, 2).flatten(3), height, width, tile=self.tile)
+        return y
+
+    def _transform_input(self, x: Tensor, high: int, wide: int) -> Tensor:
+        """Transformed tiles [T, N, C, tiles high, tiles wide] after the ReLU."""
+        if self.tile == 2:
+            v = x.new_empty(16, *x.shape[:2], high, wide)
+            planes = x.flatten(0, 1)[..., None].numpy()  # to the kernel every plane is an image of one channel
+            _run(partial(kernels.input_tiles, planes, self.padding, self.relu, v.flatten(1, 2).numpy()), len(planes))
+            return v
+        v = transform_input(x, padding=self.padding, tile=self.tile).transpose(1, 2)
+        tiles: Tensor = (v.relu() if self.relu else v).contiguous().unflatten(3, (high, wide))
+        return tiles
+
+
+def _run(kernel: Any, count: int) -> None:
+    run_in_threads(kernel, split_evenly(count, torch.get_num_threads()))

@@ -76,9 +76,13 @@ def test_gradients_of_pruned_weights_are_zero_as_long_as_the_pruner_lives() -> N
     train_step(model, optimizer)
     assert not any(weights[name].grad[zeros].any() for name, zeros in pruned.items())
     assert all(weight.grad.any() for weight in weights.values())
+    share_weights(model[3])  # makes the weight a vector of centroids
+    train_step(model, optimizer)
+    assert model[3].parametrizations.weight.original.grad.any()
+    unshare_weights(model[3])
     del pruner
     train_step(model, optimizer)
-    assert all(weights[name].grad[zeros].any() for name, zeros in pruned.items())
+    assert all(weights[name].grad[zeros].any() for name, zeros in pruned.items() if name != "3")
 
 
 def test_global_scope_has_one_threshold() -> None:
