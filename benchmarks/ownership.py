@@ -305,9 +305,8 @@ def markdown(record: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for name, found in record["steps_factor"].items():
-        lines.append(
-            f"| {name} | {found['median']:.2f} | {found['low']:.2f} | {found['high']:.2f} | {len(found['by_task'])} |"
-        )
+        low, high = (f"{found[key]:.2f}" if found["by_task"] else "assumed" for key in ("low", "high"))
+        lines.append(f"| {name} | {found['median']:.2f} | {low} | {high} | {len(found['by_task'])} |")
     for case, found in record["cells"].items():
         lines += ["", f"## {case.capitalize()}: hours to target / kilowatt-hours of all workers", "", *_hours(found)]
     for case, rows in record["break_even_gbit_per_s"].items():

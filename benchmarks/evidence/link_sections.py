@@ -98,7 +98,12 @@ def scale_section(record: dict[str, Any]) -> Section:
 def ownership_section(record: dict[str, Any]) -> Section:
     """Hours and energy to a target, and the line rates at which DGC stops to pay."""
     factors = [
-        [name, f"{found['median']:.2f}", f"{found['low']:.2f} to {found['high']:.2f}", str(len(found["by_task"]))]
+        [
+            name,
+            f"{found['median']:.2f}",
+            f"{found['low']:.2f} to {found['high']:.2f}" if found["by_task"] else "assumed",
+            str(len(found["by_task"])),
+        ]
         for name, found in record["steps_factor"].items()
     ]
     body = [
