@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dgcomp.video.boxes import Boxes
 from dgcomp.video.catdet import CaTDet, CaTDetConfig
@@ -19,7 +18,6 @@ from dgcomp.video.frames import Frame
 
 __all__ = ["OperatingPoint", "choose_point", "config_grid", "sweep"]
 
-Bools = NDArray[np.bool_]
 Delay = Callable[[Sequence[Detections]], float]
 
 
@@ -114,8 +112,8 @@ class _Recorded:
         if regions is None:
             return found
         centers = (found.boxes[:, None, :2] + found.boxes[:, None, 2:]) / 2
-        is_in_region: Bools = ((centers >= regions[None, :, :2]) & (centers <= regions[None, :, 2:])).all(2)
-        return found[is_in_region.any(1)]
+        is_in_region = (centers >= regions[None, :, :2]) & (centers <= regions[None, :, 2:])
+        return found[np.flatnonzero(np.any(np.all(is_in_region, axis=2), axis=1))]
 
     def operations(self, height: int, width: int, regions: Boxes | None = None) -> Operations:
         return self._detector.operations(height, width, regions)
