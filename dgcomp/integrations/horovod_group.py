@@ -42,7 +42,7 @@ class HorovodGroup(dist.ProcessGroup):
     """All of Horovod's ranks, with the collectives that dgcomp issues."""
 
     def __init__(self, rank: int, size: int):
-        super().__init__(rank, size)
+        super().__init__(rank, size)  # type: ignore[call-arg]
         self._calls = 0
 
     def getBackendName(self) -> str:
