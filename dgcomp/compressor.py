@@ -194,6 +194,7 @@ class Compressor:
             gradients[name] = flat_like(local_part(parameter.grad), local_part(parameter))
         is_finite = self.reduce(gradients)
         for parameter, name in self._names.items():
+            assert parameter.grad is not None
             local = local_part(parameter.grad)
             if local.stride() != local_part(parameter).stride():  # what was reduced is a copy
                 local.copy_(shaped_like(gradients[name], local_part(parameter)))

@@ -81,6 +81,7 @@ class FSDPState(Compressor):
 
     def watch(self, model: nn.Module) -> None:
         """Take the slot of the all-reduce in every FSDP module."""
+        module: Any
         for module in model.modules():
             if hasattr(module, "set_all_reduce_hook"):
                 module.set_all_reduce_hook(self._after_reduce_scatter)

@@ -1,6 +1,6 @@
 """A torch.distributed process group whose collectives are Horovod's, so that the compressor runs on it unchanged."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "dgcomp.integrations.horovod needs Horovod with PyTorch: see docs/integrations.md for how it is built"
     ) from error
+
+__all__ = ["HorovodGroup", "hvd", "use_horovod_group"]
 
 BACKEND = "horovod"
 # Horovod sums these; anything else is gathered and reduced by every rank in rank order.
@@ -40,13 +42,13 @@ class HorovodGroup(dist.ProcessGroup):
     """All of Horovod's ranks, with the collectives that dgcomp issues."""
 
     def __init__(self, rank: int, size: int):
-        super().__init__(rank, size)
+        super().__init__(rank, size)  # type: ignore[call-arg]
         self._calls = 0
 
     def getBackendName(self) -> str:
         return BACKEND
 
-    def allreduce(self, tensors: Sequence[Tensor], opts: Any = None) -> dist.Work:
+    def allreduce(self, tensors: Any, opts: Any = None) -> dist.Work:  # type: ignore[override]
         (tensor,) = tensors
         op = opts.reduceOp if opts is not None else dist.ReduceOp.SUM
         if op == dist.ReduceOp.SUM and tensor.dtype in SUMMED:
@@ -58,7 +60,7 @@ class HorovodGroup(dist.ProcessGroup):
 
         return self._gather(tensor, reduce_in_rank_order)
 
-    def allgather(self, outputs: Sequence[Sequence[Tensor]], inputs: Sequence[Tensor], opts: Any = None) -> dist.Work:
+    def allgather(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:  # type: ignore[override]
         def hand_out(gathered: Tensor) -> None:
             for output, row in zip(outputs[0], gathered.view(self.size(), -1), strict=True):
                 output.view(-1).copy_(row)
@@ -76,7 +78,7 @@ class HorovodGroup(dist.ProcessGroup):
         handle = hvd.alltoall_async(source, splits=counts, name=self._name("alltoall"))
         return _Pending(handle, source, lambda received: output.copy_(received[0]))
 
-    def broadcast(self, tensors: Sequence[Tensor], opts: Any = None) -> dist.Work:
+    def broadcast(self, tensors: Any, opts: Any = None) -> dist.Work:  # type: ignore[override]
         data = _bytes(tensors[0])
         return _Pending(hvd.broadcast_async_(data, opts.rootRank, name=self._name("broadcast")), data, None)
 
@@ -84,8 +86,8 @@ class HorovodGroup(dist.ProcessGroup):
         return self.allreduce([torch.zeros(1)])
 
     # torch before 2.13
-    _allgather_base = all_gather_single
-    alltoall_base = all_to_all_single
+    _allgather_base = all_gather_single  # type: ignore[assignment]
+    alltoall_base = all_to_all_single  # type: ignore[assignment]
 
     def _gather(self, source: Tensor, finish: Callable[[Tensor], Any]) -> dist.Work:
         data = _bytes(source)
