@@ -73,8 +73,8 @@ def spgemm_table() -> list[Row]:
             "sorted / dgcomp": one["scipy_sorted"] / one["dgcomp"],
         }
         more = {"dgcomp, 2 threads": two["dgcomp"], "torch MKL, 2 threads": two["torch_mkl"]}
-        last = {"MKL / dgcomp": two["torch_mkl"] / two["dgcomp"], "memory": row.get("memory_ratio", math.nan)}
-        out.append({"matrix": row["matrix"]} | times | _rounded(ratios) | more | _rounded(last))
+        last = _rounded({"MKL / dgcomp": two["torch_mkl"] / two["dgcomp"]}) | {"memory": row.get("memory_ratio", "")}
+        out.append({"matrix": row["matrix"]} | times | _rounded(ratios) | more | last)
     return out
 
 
