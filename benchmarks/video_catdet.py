@@ -39,11 +39,12 @@ from dgcomp.video.hog import HOGPeople
 RESULTS = Path(__file__).parent / "results"
 ZOOM = 1.5
 NAMES = {0: "pedestrian"}
-CHOSEN = CaTDetConfig(c_threshold=-0.5, t_threshold=0.3, margin=2, recheck_interval=3)
+CHOSEN = CaTDetConfig(c_threshold=-0.5, t_threshold=0.3, margin=16, recheck_interval=3)
 ROWS: dict[str, CaTDetConfig | float] = {
     "CaTDet": CHOSEN,
     "single CenterNet x1.5": ZOOM,
     "cascade without tracker": replace(CHOSEN, tracker=None),
+    "CaTDet, margin 2": replace(CHOSEN, margin=2),
     "CaTDet, every proposal": replace(CHOSEN, recheck_interval=1),
     "CaTDet, C-thresh 0": replace(CHOSEN, c_threshold=0.0),
     "cascade, C-thresh 0": replace(CHOSEN, c_threshold=0.0, tracker=None),
