@@ -51,7 +51,7 @@ def test_catdet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([*command, *options, "--detections", str(tmp_path / "found.txt")])
     text = capsys.readouterr().out
     assert "4 frames, 4 detections" in text
-    assert "on 26.7 % of the frame" in text  # 64 x 64 of 96 x 160
+    assert "on 6.7 % of the frame" in text  # 32 x 32 of 96 x 160
     assert len(list(read_frames(tmp_path / "out"))) == 4
     rows = video.read_detections(tmp_path / "found.txt", "vid", sequence="v")["v"]
     assert len({row[0] for row in rows}) == 4
