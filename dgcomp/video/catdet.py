@@ -28,9 +28,9 @@ class CaTDetConfig:
 
     c_threshold: float = 0.1
     """score that a proposal needs to be looked at; on the proposal detector's scale"""
-    t_threshold: float = 0.3
+    t_threshold: float = 0.15
     """score that a refined detection needs to be tracked; on the refinement detector's scale"""
-    margin: float = 2.0
+    margin: float = 4.0
     """pixels around proposals and predictions that the refinement detector computes too"""
     recheck_interval: int = 1
     """frames from one look at a proposal in which nothing was found to the next, as long as it stays in its place;

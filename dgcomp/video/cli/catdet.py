@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--c-threshold", type=float, help="score of a proposal (default: hog -0.5, centernet 0.1)")
     parser.add_argument("--t-threshold", type=float, default=defaults.t_threshold, help="score of a tracked detection")
     parser.add_argument("--margin", type=float, default=defaults.margin, help="pixels around regions")
-    parser.add_argument("--recheck-interval", type=int, default=3, help="frames between looks at an empty proposal")
+    parser.add_argument("--recheck-interval", type=int, default=8, help="frames between looks at an empty proposal")
     parser.add_argument("--max-frames", type=int, help="stop after so many")
     parser.add_argument("--output", type=Path, help="annotated .avi or .mp4, or a folder for annotated frames")
     parser.add_argument("--detections", type=Path, help=".txt file for the detections")
