@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # torchrun says at length that it sets this to 1; the training script wants the same
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help train test check bench clean
+.PHONY: help train test check audit bench evidence clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -40,7 +40,13 @@ check: $(VENV)/.checkers  ## lint, formatting, types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: bench-accuracy  ## compare the accuracy of DGC and dense DDP (20 runs; goes on where it was interrupted)
+audit: $(VENV)/.installed  ## look for known vulnerabilities in the dependencies
+	@$(BIN)/pip install --quiet pip-audit || { echo "audit: NOT DONE, pip-audit can't be installed"; exit 0; }; $(BIN)/python .ci/audit
+
+bench: bench-accuracy  ## DGC beside dense DDP and its peers, four tasks (goes on where it was interrupted)
+
+evidence: $(VENV)/.installed  ## write docs/evidence.html and .md from benchmarks/results
+	$(BIN)/python -m benchmarks.report
 
 bench-%: $(VENV)/.installed  ## run one script of benchmarks/
 	$(BIN)/python benchmarks/$*.py

@@ -138,7 +138,7 @@ class TrainOptions:
     prune: str | None = None
     """keep a share of the weights: 0.1; 0.1@500 from step 500; 0.1@500-2500 gradually; 0.5,0.1@700: 700 steps each"""
     winograd: bool = False
-    """3x3 convolutions of stride 1 get Winograd-domain weights and the ReLU behind their transform (image models)"""
+    """3x3 convolutions of stride 1 get Winograd-domain weights; an nn.ReLU before one goes behind its transform"""
     seed: int = 0
     """same seed, options and number of ranks: same run, bit for bit"""
 
