@@ -114,7 +114,7 @@ def test_speech_commands() -> None:
     path = data_file("speech_commands/mfcc.npz")
     data = load_speech(Options(data=DataOptions(task="speech", data_folder=path.parent)))
     assert len(data.train) + len(data.test) == 4890
-    assert 900 < len(data.test) < 1060
+    assert 800 < len(data.test) < 1200  # whole speakers: folds differ in size
     assert data.num_classes == 12
 
 
