@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.evidence.page import Section, details, figure, paragraph, table
-from benchmarks.evidence.recipes import METHODS, TASKS
+from benchmarks.evidence.recipes import LENGTHS, METHODS, TASKS
 from benchmarks.evidence.svg import Axis, Series, dot_plot, line_plot
 from benchmarks.evidence.tables import Entry, entries, mean_curve, number, signed, spread, tasks_present
 
 __all__ = ["ablation_section", "accuracy_section", "steps_section"]
 
 CURVES = ("dense", "dgc", "dgc-int4", "drop", "powersgd", "dgc-local-adam", "dgc-paper")
-LENGTHS = ("image", "image-2x", "image-4x")
-"""one task with ever more steps"""
+STEPS_METHODS = ("dgc", "dgc-int4", "dgc-local-adam", "drop")
 PARTS = (
     "dgc",
     "dgc-no-correction",
@@ -122,40 +121,46 @@ def _part(found: dict[str, Entry], task: str, method: str) -> str:
 
 
 def steps_section(rows: Sequence[dict[str, Any]]) -> Section:
-    """The loss of DGC and of gradient dropping as the same task is trained for longer."""
-    by_task = {task: entries(rows, task) for task in tasks_present(rows) if task in LENGTHS}
-    methods = ("dgc", "drop")
-    series = [
-        Series(
-            METHODS[method].title,
-            [
-                (found["dense"].rows[0]["steps"], found[method].loss)
-                for found in by_task.values()
-                if {"dense", method} <= found.keys()
-            ],
-        )
-        for method in methods
-    ]
+    """The loss of DGC and of gradient dropping as the same tasks are trained for longer."""
+    by_task = {task: entries(rows, task) for lengths in LENGTHS.values() for task in lengths}
     body = [
         paragraph(
-            "At a density of 0.1 % an entry waits for up to 1,000 steps on its way. A run of 1,500 steps, which is "
-            "what the tasks above can afford, is hardly longer than that; the paper's runs have tens of thousands. The "
-            "same task with more epochs, and a warm-up that grows with them, shows what is left of the loss."
+            "At a density of 0.1 % an entry waits for up to 1,000 steps on its way. A run of 1,500 steps is hardly "
+            "longer than that; the paper's runs have tens of thousands. The same tasks with more epochs, and a warm-up "
+            "that grows with them, show what is left of the loss."
         ),
         table(
-            ["steps", "dense DDP", *(METHODS[method].title for method in methods)],
+            ["task", "steps", "dense DDP", *(METHODS[method].title for method in STEPS_METHODS)],
             [
-                [f"{found['dense'].rows[0]['steps']:,}", f"{found['dense'].mean:.2f}"]
-                + [(_loss(found.get(method)), "n") for method in methods]
-                for found in by_task.values()
+                [TASKS[lengths[0]].title, f"{found['dense'].rows[0]['steps']:,}", f"{found['dense'].mean:.2f}"]
+                + [(_loss(found.get(method)), "n") for method in STEPS_METHODS]
+                for lengths in LENGTHS.values()
+                for found in (by_task[task] for task in lengths)
                 if "dense" in found
             ],
         ),
     ]
-    if max(len(one.points) for one in series) > 1:
-        axes = (Axis("steps"), Axis("loss against dense DDP, points"))
-        body.append(figure(line_plot("Loss by length of the run", *axes, series), "Small VGG on Fashion-MNIST."))
+    for is_perplexity, unit in ((False, "points"), (True, "% of perplexity")):
+        series = [
+            Series(f"{METHODS[method].title}: {TASKS[lengths[0]].title}", points, is_dashed=method == "drop")
+            for lengths in LENGTHS.values()
+            for method in ("dgc", "drop")
+            if TASKS[lengths[0]].is_perplexity == is_perplexity
+            and len(points := _losses_by_steps([by_task[task] for task in lengths], method)) > 1
+        ]
+        if series:
+            axes = (Axis("steps"), Axis(f"loss against dense DDP, {unit}"))
+            body.append(figure(line_plot(f"Loss by length of the run, {unit}", *axes, series), "Loss by steps."))
     return Section("steps", "What more steps do", "\n".join(body))
+
+
+def _losses_by_steps(lengths: Sequence[dict[str, Entry]], method: str) -> list[tuple[float, float]]:
+    """(steps, loss) of a method for each length of a task that has both it and the dense baseline."""
+    return [
+        (found["dense"].rows[0]["steps"], found[method].loss)
+        for found in lengths
+        if {"dense", method} <= found.keys() and not math.isnan(found[method].loss)
+    ]
 
 
 def _loss(entry: Entry | None) -> str:
