@@ -101,6 +101,7 @@ METHODS = {
     "dgc-no-warmup": Method("DGC without warm-up", (*_DGC, *_PAPER, "--warmup-epochs", "0")),
     "dgc-current-rate": Method("DGC, late updates at the current rate", (*_DGC, *_PAPER, "--late-rate", "current")),
     "dgc-1-percent": Method("DGC at 1 %", ("--compress", "dgc", "--density", "0.01", "--flush", *_PAPER)),
+    "powersgd-1": Method("PowerSGD, rank 1", ("--compress", "powersgd", "--powersgd-rank", "1")),
     "powersgd": Method("PowerSGD, rank 4", ("--compress", "powersgd", "--powersgd-rank", "4")),
     "demo-like": Method("DeMo-like (ours), 0.8 %", ("--compress", "demo-like", "--optimizer", "sgd")),
     "dgc-local-adam": Method(
@@ -115,7 +116,8 @@ METHODS = {
 
 _MAIN = ("dense", "dgc", "drop", "dgc-int4")
 _MOMENTUM_PARTS = ("dgc-no-correction", "dgc-no-masking", "dgc-no-warmup", "dgc-current-rate")
-_PEERS = ("powersgd", "fp16")
+_PEERS = ("powersgd-1", "powersgd", "fp16")
+_LONGER = (*_MAIN, "dgc-local-adam", "powersgd-1", "powersgd")
 
 
 def _image_options(epochs: int) -> tuple[str, ...]:
@@ -214,7 +216,7 @@ def _longer(task: Task, factor: int) -> Task:
         title=f"{task.title}, {factor} times the steps",
         options=options,
         warmup_epochs=factor * task.warmup_epochs,
-        methods=tuple(method for method in (*_MAIN, "dgc-local-adam") if method in task.methods),
+        methods=tuple(method for method in _LONGER if method in task.methods),
     )
 
 
@@ -222,12 +224,16 @@ LENGTHS = {task: (task, *(f"{task}-{factor}x" for factor in (2, 4))) for task in
 """names of each small task with ever more steps"""
 TASKS |= {f"{task}-{factor}x": _longer(TASKS[task], factor) for factor in (2, 4) for task in SMALL_TASKS}
 
+_FOUR_TIMES = tuple(names[2] for names in LENGTHS.values())
+
 GROUPS = {
     "main": (SMALL_TASKS, _MAIN),
     "parts": (SMALL_TASKS, ("dgc-local-adam", *_MOMENTUM_PARTS, "dgc-no-clipping", "dgc-1-percent")),
     "peers": (SMALL_TASKS, (*_PEERS, "demo-like", "octav4", "dgc-octav4")),
     "twice": (("image-2x",), ("dense", "dgc")),
-    "four times": (tuple(LENGTHS[task][2] for task in SMALL_TASKS), (*_MAIN, "dgc-local-adam")),
+    "four times": (_FOUR_TIMES, ("dense", "dgc")),
+    "four times, others": (_FOUR_TIMES, ("dgc-int4", "drop", "dgc-local-adam")),
+    "four times, peers": (_FOUR_TIMES[:1], ("powersgd-1", "powersgd")),
     "eight ranks": (("image-8-ranks",), ("dense", "dgc", "drop")),
     "large": (("fashion-resnet8", "cifar10-resnet20"), ("dense", "dgc-paper", "dgc", "dgc-int4", "drop")),
     "smoke": (("image", "word-lm"), _MAIN),
@@ -240,8 +246,9 @@ BUDGETS = {
     "3h": Budget(
         10_800,
         (
-            *(("main", 0), ("twice", 0), ("four times", 0), ("parts", 0), ("peers", 0), ("four times", 1)),
-            *(("main", 1), ("eight ranks", 0), ("main", 2), ("four times", 2), ("parts", 1)),
+            *(("main", 0), ("twice", 0), ("four times", 0), ("four times, others", 0), ("four times, peers", 0)),
+            *(("parts", 0), ("four times", 1), ("peers", 0), ("four times", 2), ("eight ranks", 0)),
+            *(("main", 1), ("main", 2), ("parts", 1)),
         ),
     ),
     "24h": Budget(86_400, tuple((group, seed) for seed in range(5) for group in GROUPS if group != "smoke")),
