@@ -30,8 +30,8 @@ if str(ROOT) not in sys.path:  # run as a script, not as a module
     sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence.recipes import BUDGETS, TUNING, Run, plan  # noqa: E402
-from benchmarks.evidence.store import read  # noqa: E402
 from benchmarks.evidence.tables import accuracy_markdown  # noqa: E402
+from benchmarks.store import read  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 SMOKE_OPTIONS = ("--max-steps", "6")

@@ -38,6 +38,7 @@ if __package__ in (None, ""):
 from benchmarks.net import links, report  # noqa: E402
 from benchmarks.net.methods import METHODS, TITLES  # noqa: E402
 from benchmarks.shapes import MODELS  # noqa: E402
+from benchmarks.store import describe_commit, processor  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "bandwidth.json"
 KEY = ("link", "rtt_ms", "loss", "nodes", "model", "method")
@@ -137,22 +138,13 @@ def soak(arguments: argparse.Namespace) -> None:
 
 def surroundings() -> dict[str, Any]:
     """What a reader must know to repeat a row."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
-        "commit": commit.stdout.strip(),
+        "commit": describe_commit(),
         "torch": torch.__version__,
         "machine": f"{processor()}, {os.cpu_count()} cores, Linux {platform.release()}",
         "command": " ".join(["python", "benchmarks/bandwidth.py", *sys.argv[1:]]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-def processor() -> str:
-    """Name of the processor as the kernel gives it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 def load() -> list[dict[str, Any]]:

@@ -15,8 +15,6 @@ Figures go to results/elastic.json, the table to results/elastic.md.
 import argparse
 import functools
 import gzip
-import json
-import os
 import statistics
 import sys
 import tempfile
@@ -34,6 +32,7 @@ import torch.nn.functional as F  # noqa: E402
 
 from benchmarks.bandwidth import surroundings  # noqa: E402
 from benchmarks.forked import start_ranks, wait_for, warm_up  # noqa: E402
+from benchmarks.store import append, read  # noqa: E402
 from launch.options import CompressOptions, DataOptions, Options, RunOptions, TrainOptions  # noqa: E402
 from launch.tasks.image_data import FASHION_FILES, load_fashion_mnist, normalize  # noqa: E402
 from launch.tasks.resnet import resnet  # noqa: E402
@@ -55,18 +54,18 @@ def main() -> None:
         _write_subset(arguments.data_folder, Path(name) / "data")
         for seed in range(arguments.seeds):
             for ranks in RUNS:
-                if (ranks, seed) in {(row["ranks"], row["seed"]) for row in _rows(path)}:
+                if (ranks, seed) in {(row["ranks"], row["seed"]) for row in read(path)}:
                     continue
                 if time.monotonic() - start > arguments.budget:
                     print("budget used up; call again to go on")
                     return _write_table(path)
-                _append(path, _run(ranks, seed, Path(name)))
+                append(path, _run(ranks, seed, Path(name)))
     return _write_table(path)
 
 
 def _write_table(path: Path) -> None:
     """Render the rows that are there as Markdown, and print it."""
-    table = render(_rows(path))
+    table = render(read(path))
     path.with_suffix(".md").write_text(table)
     print(table)
 
@@ -137,18 +136,6 @@ def _test(checkpoint: Path, data_folder: Path) -> tuple[float, float]:
     scores = model.eval()(normalize(data.test_images, data))
     right = (scores.argmax(1) == data.test_labels).double().mean()
     return float(F.cross_entropy(scores, data.test_labels)), 100 * float(right)
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    return rows
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps([*_rows(path), row], indent=1) + "\n")
-    os.replace(partial, path)
 
 
 def render(rows: list[dict[str, Any]]) -> str:

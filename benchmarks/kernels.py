@@ -5,16 +5,16 @@ gradient each time. In the same round the same threads time a STREAM triad (a = 
 as STREAM counts) and, in fp32, the chain of single torch operations that published DGC code uses. The limit is the time
 in which the triad moves 20 bytes an element (read gradient, read and write u and v; 18 if the gradient has 16 bits).
 
-    python -m benchmarks.kernels                      # everything, about 2 minutes on two cores
+    python -m benchmarks.kernels                      # everything, about 4 minutes on two cores
     python -m benchmarks.kernels --threads 1 --dtypes float32 --densities 0.001 --steering-steps 0
 """
 
 import argparse
 import json
 import math
+import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,12 +27,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.store import describe_commit, processor
 from dgcomp import kernels
 from dgcomp.kernels.threads import run, split
 from dgcomp.select import next_threshold, select_fixed
 
 RESULTS = Path(__file__).parent / "results"
 MOMENTUM = 0.9
+SETTLING_TURNS = 200
+"""steps before the first timed one: u and v fill, and the threshold, which rises with v, comes to rest"""
 NUM_WORKERS = 4  # the published chain divides the result by it
 
 
@@ -108,7 +111,7 @@ def measure(numel: int, density: float, dtype: torch.dtype, threads: int, rounds
     arrays = [np.full(numel, x, np.float32) for x in (0.0, 1.0, 2.0)]
     times: dict[str, list[float]] = {"triad": [], "step": [], "chain": []}
     ratios, candidates = [], []
-    for turn in range(-30, rounds):  # the first turns fill u and v, and let the threshold settle
+    for turn in range(-SETTLING_TURNS, rounds):
         _refill(gradient, noise, turn)
         step_s = _seconds(lambda: step(gradient))
         if turn < 0:
@@ -143,7 +146,7 @@ def parts(numel: int, density: float, rounds: int) -> dict[str, float]:
     torch.set_num_threads(1)
     noise = torch.randn(numel, generator=torch.Generator().manual_seed(1)).pow_(3)
     gradient, step = torch.empty_like(noise), Step(numel, density)
-    for turn in range(30):
+    for turn in range(SETTLING_TURNS):
         _refill(gradient, noise, turn)
         step(gradient)
     momentum, residual, found = step.momentum, step.residual, {}
@@ -164,7 +167,7 @@ def parts(numel: int, density: float, rounds: int) -> dict[str, float]:
         ),
     }
     times: dict[str, list[float]] = {name: [] for name in named}
-    for turn in range(30, 30 + rounds):
+    for turn in range(SETTLING_TURNS, SETTLING_TURNS + rounds):
         _refill(gradient, noise, turn)
         for name, call in named.items():
             times[name].append(_seconds(call))
@@ -226,7 +229,7 @@ def call_overhead_us() -> dict[str, float]:
 
 def _refill(gradient: Tensor, noise: Tensor, turn: int) -> None:
     """Another gradient for every turn, without the time to draw 25 million numbers."""
-    cut = (turn + 64) * 7919 % noise.numel()
+    cut = (turn + SETTLING_TURNS) * 7919 % noise.numel()
     gradient[: noise.numel() - cut] = noise[cut:]
     gradient[noise.numel() - cut :] = noise[:cut]
 
@@ -242,13 +245,10 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def _surroundings() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    cpu = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if "model name" in line] or [""]
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
-        "machine": f"{names[0]}, {len(names)} cores, {platform.system()}",
+        "commit": describe_commit(),
+        "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()}",
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numba": numba.__version__},
         "command": "python -m benchmarks.kernels " + " ".join(sys.argv[1:]),
     }

@@ -38,8 +38,8 @@ if str(ROOT) not in sys.path:  # run as a script, not as a module
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import shapes  # noqa: E402
-from benchmarks.evidence.store import describe_commit, read  # noqa: E402
 from benchmarks.evidence.tables import Entry, entries, mean_curve, tasks_present  # noqa: E402
+from benchmarks.store import describe_commit, read  # noqa: E402
 from dgcomp.exchange import model  # noqa: E402
 from dgcomp.hwmodel.network import DDP_BUCKET_BYTES, exposed_seconds  # noqa: E402
 

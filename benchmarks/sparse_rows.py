@@ -3,9 +3,7 @@
 import fcntl
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,6 +14,8 @@ from typing import Any
 import numpy as np
 import scipy
 import torch
+
+from benchmarks.store import describe_commit, processor
 
 __all__ = ["RESULTS", "Row", "append", "medians_ms", "read_rows"]
 
@@ -42,24 +42,15 @@ def read_rows(*what: str) -> list[Row]:
 
 
 def _surroundings() -> Row:
-    root = Path(__file__).parents[1]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
     words = ["python", "benchmarks/sparse.py"]
     for word in sys.argv[1:]:  # a folder of this machine would tell nobody anything
         words.append("FOLDER" if words[-1] in FOLDER_OPTIONS else word)
     return {
-        "commit": commit.stdout.strip(),
+        "commit": describe_commit(),
         "versions": f"torch {torch.__version__}, numpy {np.__version__}, scipy {scipy.__version__}",
-        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "machine": f"{processor()}, {os.cpu_count()} cores",
         "command": " ".join(words),
     }
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 def medians_ms(contestants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:

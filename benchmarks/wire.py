@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -33,6 +32,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(ROOT))
 
 from benchmarks.shapes import MODELS, resnet50, split  # noqa: E402
+from benchmarks.store import describe_commit  # noqa: E402
 from dgcomp import kernels  # noqa: E402
 from dgcomp.config import DGCConfig  # noqa: E402
 from dgcomp.schedule import density_at  # noqa: E402
@@ -217,9 +217,8 @@ def _median_ms(work: Callable[[], Any], repeats: int) -> float:
 
 def _surroundings() -> dict[str, Any]:
     """What a reader must know to repeat a figure."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
-        "commit": commit.stdout.strip(),
+        "commit": describe_commit(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread",

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.evidence.recipes import Run
-from benchmarks.evidence.store import append, describe_commit
+from benchmarks.store import append, describe_commit
 from launch.options import UsageError, parse_options
 from launch.train import train
 

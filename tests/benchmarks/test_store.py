@@ -12,7 +12,7 @@ pytest.importorskip("tyro", reason="the recipes are command lines of launch/trai
 
 from benchmarks import accuracy
 from benchmarks.evidence.recipes import BUDGETS, Run, plan
-from benchmarks.evidence.store import append, read
+from benchmarks.store import append, read
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,14 +1,15 @@
-"""Results files: a JSON list of rows, appended to run by run."""
+"""Results files, JSON lists of rows that are appended to run by run, and what a row says of where it came from."""
 
 import json
 import os
+import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
-__all__ = ["append", "describe_commit", "read"]
+__all__ = ["append", "describe_commit", "processor", "read"]
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -29,3 +30,11 @@ def describe_commit() -> str:
     """The commit that is checked out, marked where files differ from it."""
     done = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
+
+
+def processor() -> str:
+    """Name of the processor as the kernel gives it, or the kind of machine where it gives none."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
