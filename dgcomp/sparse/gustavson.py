@@ -26,7 +26,7 @@ SHORT_ROW = 96  # up to here ranking every column against all others beats the b
 
 
 @_intrinsic
-def _trailing_zeros(typingctx: Any, word: Any) -> Any:
+def trailing_zeros(typingctx: Any, word: Any) -> Any:
     """Trailing zero bits of a uint64 that is not zero: LLVM's cttz."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -46,7 +46,7 @@ def _count_ones(typingctx: Any, word: Any) -> Any:
 
 
 @_intrinsic
-def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:
+def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
     """Ask for the cache line of array[index]; never faults, so the index need not be right."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -115,8 +115,8 @@ def count_by_marks(ap: Array, aj: Array, bp: Array, bj: Array, marks: Array, out
         count = 0
         for p in range(U(ap[row]), U(ap[row + 1])):
             if p + TWICE_AHEAD < num_entries:
-                _prefetch(bp, U(aj[p + TWICE_AHEAD]))
-                _prefetch(bj, U(bp[U(aj[p + AHEAD])]))
+                prefetch(bp, U(aj[p + TWICE_AHEAD]))
+                prefetch(bj, U(bp[U(aj[p + AHEAD])]))
             k = U(aj[p])
             for q in range(U(bp[k]), U(bp[k + ONE])):
                 j = U(bj[q])
@@ -194,9 +194,9 @@ def multiply_short_rows(
         m = U(0)
         for p in range(first, last):
             if p + TWICE_AHEAD < num_entries:
-                _prefetch(bp, U(aj[p + TWICE_AHEAD]))
-                _prefetch(bj, U(bp[U(aj[p + AHEAD])]))
-                _prefetch(bx, U(bp[U(aj[p + AHEAD])]))
+                prefetch(bp, U(aj[p + TWICE_AHEAD]))
+                prefetch(bj, U(bp[U(aj[p + AHEAD])]))
+                prefetch(bx, U(bp[U(aj[p + AHEAD])]))
             k, a = U(aj[p]), ax[p]
             for q in range(U(bp[k]), U(bp[k + ONE])):
                 j = U(bj[q])
@@ -245,8 +245,8 @@ def multiply_long_rows(
         sweep = len(bits0) <= length
         for p in range(first, last):
             if p + TWICE_AHEAD < num_entries:
-                _prefetch(bp, U(aj[p + TWICE_AHEAD]))
-                _prefetch(bj, U(bp[U(aj[p + AHEAD])]))
+                prefetch(bp, U(aj[p + TWICE_AHEAD]))
+                prefetch(bj, U(bp[U(aj[p + AHEAD])]))
             k, a = U(aj[p]), ax[p]
             if sweep:
                 for q in range(U(wp[k]), U(wp[k + ONE])):
@@ -266,12 +266,12 @@ def multiply_long_rows(
                 top = bits2[c]
                 bits2[c] = 0
                 while top:
-                    b = (c << SIX) | _trailing_zeros(top)
+                    b = (c << SIX) | trailing_zeros(top)
                     top &= top - ONE
                     middle = bits1[b]
                     bits1[b] = 0
                     while middle:
-                        found[num_found] = (b << SIX) | _trailing_zeros(middle)
+                        found[num_found] = (b << SIX) | trailing_zeros(middle)
                         middle &= middle - ONE
                         num_found += ONE
         listed = every if sweep else found
@@ -280,7 +280,7 @@ def multiply_long_rows(
             word = bits0[w]
             bits0[w] = 0
             while word:
-                j = (w << SIX) | _trailing_zeros(word)
+                j = (w << SIX) | trailing_zeros(word)
                 word &= word - ONE
                 cj[o] = j
                 cx[o] = sums[j]

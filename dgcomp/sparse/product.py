@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dgcomp.sparse import gustavson as kernels
+from dgcomp.sparse import one_pass
 from dgcomp.sparse.threads import run_in_threads
 
 __all__ = ["Accumulator", "spgemm"]
@@ -20,11 +21,14 @@ Array = npt.NDArray[Any]
 Accumulator = Literal["auto", "dense", "hash"]
 Matrix = TypeVar("Matrix")
 CSR = tuple[Array, Array, Array]  # row pointers, column indices, values
+Ranges = list[tuple[int, int]]  # rows [start, stop)
 
 # Above this many columns a thread's dense accumulator no longer pays: 64 MB of float64 that are mostly cache misses.
 MAX_DENSE_COLUMNS = 1 << 23
 # Packing B into words pays in the symbolic phase where a word replaces at least this many entries.
 MIN_ENTRIES_PER_WORD = 1.7
+# Up to so many products for each entry of A and B few of them meet, and counting them beforehand does not pay.
+MAX_PRODUCTS_PER_ENTRY = 4
 
 
 def spgemm(a: Matrix, b: Matrix, *, accumulator: Accumulator = "auto") -> Matrix:
@@ -61,35 +65,66 @@ def multiply(
 ) -> CSR:
     """The same on bare arrays (pointers, indices, values) of two matrices of the given shapes."""
     check_operands(a, b, a_shape, b_shape)
+    products = kernels.count_products(a[0], a[1], b[0])
+    ranges = _balanced_ranges(products)
+    is_dense = accumulator == "dense" or (accumulator == "auto" and b_shape[1] <= MAX_DENSE_COLUMNS)
+    if is_dense and products.sum() <= MAX_PRODUCTS_PER_ENTRY * (len(a[1]) + len(b[1])):
+        return _multiply_in_one_pass(a, b, b_shape[1], products, ranges)
+    return _multiply_in_two_phases(a, b, b_shape[1], ranges, is_dense=is_dense)
+
+
+def _multiply_in_one_pass(a: CSR, b: CSR, columns: int, products: Array, ranges: Ranges) -> CSR:
+    """Every range of rows writes to where its products could go at most; then the gaps between them are closed."""
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(products)])
+    index_type = _index_type(a, b, int(offsets[-1]))
+    pointers = np.zeros(len(products) + 1, np.int64)
+    indices, values = np.empty(offsets[-1], index_type), np.empty(offsets[-1], a[2].dtype)
+    c = pointers, indices, values
+
+    def fill(start: int, stop: int) -> None:
+        one_pass.multiply_rows(*a, *b, columns, *c, start, stop, offsets[start])
+
+    run_in_threads(fill, ranges)
+    total = 0
+    for start, stop in ranges:
+        count = int(pointers[stop])
+        if offsets[start] > total:
+            one_pass.close_gap(indices, values, offsets[start], total, count)
+        pointers[start + 1 : stop + 1] += total
+        total += count
+    indices.resize(total, refcheck=False)  # in place: gives the pages back that nothing was written to
+    values.resize(total, refcheck=False)
+    return pointers.astype(index_type, copy=False), indices, values
+
+
+def _multiply_in_two_phases(a: CSR, b: CSR, columns: int, ranges: Ranges, *, is_dense: bool) -> CSR:
+    """Count the entries of every row of C, allocate it exactly, and fill it."""
     (ap, aj, ax), (bp, bj, _) = a, b
-    columns = b_shape[1]
-    ranges = _balanced_ranges(ap, aj, bp)
+    num_rows = len(ap) - 1
     packed = kernels.pack_rows(bp, bj)
-    counts = np.zeros(a_shape[0], np.int64)
+    counts = np.zeros(num_rows, np.int64)
 
     def count(start: int, stop: int) -> None:
         if len(bj) >= MIN_ENTRIES_PER_WORD * len(packed[1]):
             kernels.count_by_words(ap, aj, *packed, np.zeros((columns >> 6) + 1, np.uint64), counts, start, stop)
         else:
-            kernels.count_by_marks(ap, aj, bp, bj, np.full(columns, -1, _row_type(a_shape[0])), counts, start, stop)
+            kernels.count_by_marks(ap, aj, bp, bj, np.full(columns, -1, _row_type(num_rows)), counts, start, stop)
 
     run_in_threads(count, ranges)
     pointers = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-    index_type = np.result_type(aj, bj, np.int64 if pointers[-1] >= 2**31 else np.int32)
-    indices = np.empty(pointers[-1], index_type)
-    values = np.empty(pointers[-1], ax.dtype)
-    c = pointers, indices, values
+    index_type = _index_type(a, b, int(pointers[-1]))
+    c = pointers, np.empty(pointers[-1], index_type), np.empty(pointers[-1], ax.dtype)
 
     def fill(start: int, stop: int) -> None:
         kernels.scale_rows(*a, *b, *c, start, stop)
-        if accumulator == "hash" or (accumulator == "auto" and columns > MAX_DENSE_COLUMNS):
-            kernels.multiply_hash(*a, *b, *c, start, stop)
-        else:
+        if is_dense:
             kernels.multiply_short_rows(*a, *b, columns, *c, start, stop)
             kernels.multiply_long_rows(*a, *b, *packed, columns, *c, start, stop)
+        else:
+            kernels.multiply_hash(*a, *b, *c, start, stop)
 
     run_in_threads(fill, ranges)
-    return pointers.astype(index_type, copy=False), indices, values
+    return pointers.astype(index_type, copy=False), c[1], c[2]
 
 
 def check_operands(a: CSR, b: CSR, a_shape: tuple[int, int], b_shape: tuple[int, int]) -> None:
@@ -98,7 +133,8 @@ def check_operands(a: CSR, b: CSR, a_shape: tuple[int, int], b_shape: tuple[int,
         raise ValueError(f"a and b must agree in the inner size, got shapes {tuple(a_shape)} and {tuple(b_shape)}")
     if a[2].dtype != b[2].dtype or a[2].dtype not in (np.float32, np.float64):
         raise ValueError(f"a and b must both be float32 or both float64, got {a[2].dtype} and {b[2].dtype}")
-    for name, (pointers, indices, _), shape in (("a", a, a_shape), ("b", b, b_shape)):
+    is_square = a[0] is b[0] and a[1] is b[1]
+    for name, (pointers, indices, _), shape in (("a", a, a_shape), ("b", b, b_shape))[: 1 if is_square else 2]:
         row = kernels.first_unsorted_row(pointers, indices, shape[1])
         if row >= 0:
             raise ValueError(
@@ -112,12 +148,16 @@ def _row_type(num_rows: int) -> type[np.signedinteger[Any]]:
     return np.int32 if num_rows < 2**31 else np.int64
 
 
-def _balanced_ranges(ap: Array, aj: Array, bp: Array) -> list[tuple[int, int]]:
+def _index_type(a: CSR, b: CSR, num_entries: int) -> Any:
+    return np.result_type(a[1], b[1], np.int64 if num_entries >= 2**31 else np.int32)
+
+
+def _balanced_ranges(products: Array) -> Ranges:
     """Row ranges of nearly equal numbers of products, one for each torch thread."""
-    num_rows, num_threads = len(ap) - 1, torch.get_num_threads()
+    num_rows, num_threads = len(products), torch.get_num_threads()
     if num_rows == 0 or num_threads == 1:
         return [(0, num_rows)]
-    work = np.cumsum(kernels.count_products(ap, aj, bp) + 1)  # + 1: an empty row is not free
+    work = np.cumsum(products + 1)  # + 1: an empty row is not free
     cuts = np.searchsorted(work, work[-1] * np.arange(1, num_threads) / num_threads)
     bounds = np.unique(np.concatenate([[0], cuts, [num_rows]]))
     return [(int(start), int(stop)) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]

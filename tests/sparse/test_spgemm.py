@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgcomp.sparse import spgemm
+from dgcomp.sparse import product, spgemm
 from dgcomp.sparse.sparch import huffman_schedule, multiply_condensed
 from tests.conftest import data_file
 
@@ -57,6 +57,30 @@ def test_equals_scipy(
     c = spgemm(to_torch(a), to_torch(b), accumulator=accumulator)
     torch.testing.assert_close(c.to_dense().numpy(), (a @ b).toarray(), rtol=1e-5, atol=1e-5)
     torch.sparse_csr_tensor(c.crow_indices(), c.col_indices(), c.values(), c.shape, check_invariants=True)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    sizes=st.tuples(st.integers(1, 60), st.integers(1, 60), st.sampled_from([1, 63, 300, 9000])),
+    densities=st.tuples(st.floats(0, 1), st.floats(0, 0.6)),
+    seed=st.integers(0, 999),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    threads=st.integers(1, 4),
+)
+def test_one_pass_and_two_phases_agree_to_the_bit(
+    sizes: tuple[int, int, int], densities: tuple[float, float], seed: int, dtype: Any, threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    a = random_csr(sizes[0], sizes[1], densities[0], seed, dtype)
+    b = random_csr(sizes[1], sizes[2], densities[1], seed + 1, dtype)
+    results = []
+    for products_per_entry in (0, 10**9):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(product, "MAX_PRODUCTS_PER_ENTRY", products_per_entry)
+            results.append(spgemm(a, b))
+    assert_equal(results[0], a @ b)
+    for name in ("indptr", "indices", "data"):
+        np.testing.assert_array_equal(getattr(results[0], name), getattr(results[1], name))
 
 
 @settings(deadline=None, max_examples=30)
