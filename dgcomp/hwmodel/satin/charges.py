@@ -14,7 +14,7 @@ def central_cycles(t: Timing, kind: int, a: int, b: int) -> int:
     if kind == JOIN:
         return a * t.analyze
     if kind == LEARN:
-        return clause_flits(t, b)
+        return int(clause_flits(t, b))
     if kind in (IDLE, END):
         return 0
     return 1

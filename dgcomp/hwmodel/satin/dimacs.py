@@ -142,7 +142,8 @@ def _to_dimacs(coded: NDArray[np.int32]) -> NDArray[np.int64]:
 
 def _coded(signed: NDArray[Any]) -> NDArray[np.int32]:
     """Coded literals of DIMACS ones."""
-    return (2 * np.abs(signed) - 2 + (signed < 0)).astype(np.int32)
+    coded: NDArray[np.int32] = (2 * np.abs(signed) - 2 + (signed < 0)).astype(np.int32)
+    return coded
 
 
 def _normalized(num_vars: int, literals: NDArray[np.int32], offsets: NDArray[np.int64]) -> Formula:

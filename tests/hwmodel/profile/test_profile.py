@@ -18,6 +18,7 @@ from dgcomp.hwmodel.cost import Cost
 from dgcomp.hwmodel.operation import Operation
 from dgcomp.hwmodel.profile.capture import Capture
 from dgcomp.hwmodel.profile.sampling import ConvGeometry, Sampler, patches
+from dgcomp.sparse import winograd_autograd
 from tests.ranks import run_ranks
 
 
@@ -296,6 +297,27 @@ def test_winograd_layers_are_priced_in_their_domain() -> None:
     assert dense.breakdown["multiplies_count"] == counted.dense
     assert costs["input_grad"] is not None
     assert costs["weight_grad"] is None
+
+
+def test_blocks_of_images_of_a_winograd_layer_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sparse.WinogradReLUConv2d(4, 6)
+    x = torch.randn(5, 4, 8, 8, requires_grad=True)
+    found = []
+    for tiles in (20, 256):  # blocks of two images, the last one of one; all at once
+        monkeypatch.setattr(winograd_autograd, "TILES_PER_BLOCK", tiles)
+        with Capture(model, Sampler(elements=8192, vectors=2)) as capture:
+            model(x).sum().backward()
+        found.append(capture.operations)
+    blocks, whole = found
+    assert len(blocks) == 3
+    for joined, one in zip(blocks, whole, strict=True):
+        assert (joined.phase, joined.rows, joined.inner, joined.columns) == (
+            one.phase,
+            one.rows,
+            one.inner,
+            one.columns,
+        )
+        assert joined.x_density == pytest.approx(one.x_density, abs=1e-3)
 
 
 class OnlyLinear:
