@@ -93,8 +93,8 @@ class Host:
     compress_bytes_per_s: float = 5.0e9
     """Dense fp32 bytes a second through momentum correction, selection, masking and encoding."""
 
-    scatter_entries_per_s: float = 1.0e8
-    """Received entries decoded and added into the gradient a second."""
+    scatter_entries_per_s: float = 3.0e7
+    """Received entries a second decoded, merged with those of other workers, and written into the gradient."""
 
     cast_bytes_per_s: float = 2.5e9
     """Dense fp32 bytes a second cast to 16 bits and back."""
@@ -281,8 +281,8 @@ def sparse_tree(gradient: Gradient, world_size: int, link: Link, host: Host) -> 
     """gTop-k (Shi et al. 2019): recursive doubling that keeps k entries after every merge."""
     rounds = math.ceil(math.log2(world_size))
     exchange = _per_bucket(tree_all_reduce, gradient.message_bytes, gradient, world_size, link, host)
-    compress = _compress(gradient, 2 * rounds * gradient.num_entries, host)
-    return compress + _agree(world_size, link, host) + exchange
+    agreement = tree_all_reduce(AGREEMENT_BYTES, world_size, link, host)
+    return _compress(gradient, 2 * rounds * gradient.num_entries, host) + agreement + exchange
 
 
 def two_level(gradient: Gradient, world_size: int, link: Link, host: Host, *, node_size: int, node_link: Link) -> Cost:
