@@ -2,6 +2,7 @@
 
 import warnings
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,6 +61,7 @@ def _replicas(rank: int, lighthouse: str) -> None:
             replica_id=f"replica{rank}",
         )  # fmt: skip
 
+    _refusals()
     replica = _Replica(0, manager_of)
     assert torch.equal(replica.train(range(6), rank), expected[0]), "the run is not that of LocalSGD on plain ranks"
 
@@ -74,6 +76,18 @@ def _replicas(rank: int, lighthouse: str) -> None:
     assert not torch.equal(found, expected[1])
     assert replica.local.compressor.step == 10
     replica.manager.shutdown()
+
+
+def _refusals() -> None:
+    from dgcomp.integrations.torchft import ManagedLocalSGD, QuorumGroup
+
+    model = LossNet()
+    parts = (model, *(torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2)))
+    with pytest.raises(ValueError, match="exchange must be 'all_gather' or dense .* got 'owner' and 1"):
+        ManagedLocalSGD(None, *parts, sync_every=1, config=dgcomp.DGCConfig(exchange="owner"))
+    asynchronous = SimpleNamespace(_use_async_quorum=True, _pg=QuorumGroup())
+    with pytest.raises(ValueError, match="pg=QuorumGroup"):
+        ManagedLocalSGD(asynchronous, *parts, sync_every=1)
 
 
 def _fail_a_round(replica: _Replica, rank: int) -> None:
