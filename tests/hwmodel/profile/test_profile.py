@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dgcomp import hwmodel, quant, sparse
 from dgcomp.hwmodel.cost import Cost
-from dgcomp.hwmodel.operation import Operation
+from dgcomp.hwmodel.operation import Operation, joined
 from dgcomp.hwmodel.profile.capture import Capture
 from dgcomp.hwmodel.profile.sampling import ConvGeometry, Sampler, patches
 from dgcomp.sparse import winograd_autograd
@@ -310,14 +310,12 @@ def test_blocks_of_images_of_a_winograd_layer_are_one_product(monkeypatch: pytes
         found.append(capture.operations)
     blocks, whole = found
     assert len(blocks) == 3
-    for joined, one in zip(blocks, whole, strict=True):
-        assert (joined.phase, joined.rows, joined.inner, joined.columns) == (
-            one.phase,
-            one.rows,
-            one.inner,
-            one.columns,
-        )
-        assert joined.x_density == pytest.approx(one.x_density, abs=1e-3)
+    for part, one in zip(blocks, whole, strict=True):
+        assert (part.phase, part.rows, part.inner, part.columns) == (one.phase, one.rows, one.inner, one.columns)
+    first = Operation("layer", "linear", "forward", 2, 3, 10, x_density=0.5, x_density_error=0.1)
+    second = Operation("layer", "linear", "forward", 2, 3, 30, x_density=0.1)
+    both = joined(first, second)
+    assert (both.columns, both.x_density, both.x_density_error) == (40, pytest.approx(0.2), pytest.approx(0.025))
 
 
 class OnlyLinear:
