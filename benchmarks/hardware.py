@@ -303,7 +303,6 @@ def overhead(arguments: argparse.Namespace) -> dict[str, Any]:
     images = torch.randn(arguments.batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (arguments.batch,))
     length = arguments.block_steps
-    prof = hwmodel.profile(model, OVERHEAD, every=length)
     with hwmodel.profile(model, OVERHEAD, every=1) as warm:
         _train_step(model, optimizer, images, labels)
         warm.step()
@@ -311,17 +310,18 @@ def overhead(arguments: argparse.Namespace) -> dict[str, Any]:
     profiled: list[Times] = []
     sampled: list[Times] = []
     unsampled: list[Times] = []
-    with prof:
-        for _ in range(arguments.blocks):
-            block = []
+    for _ in range(arguments.blocks):
+        plain.append(_sum([_timed(lambda: _train_step(model, optimizer, images, labels)) for _ in range(length)]))
+        block = []
+        # A profiler of its own for each block: one that stays would be looking at the plain steps that come after it.
+        with hwmodel.profile(model, OVERHEAD, every=length) as prof:
             for _ in range(length):
                 start = _now()
                 _train_step(model, optimizer, images, labels)
                 report = prof.step()
                 block.append(_since(start))
                 (sampled if report else unsampled).append(block[-1])
-            profiled.append(_sum(block))
-            plain.append(_sum([_timed(lambda: _train_step(model, optimizer, images, labels)) for _ in range(length)]))
+        profiled.append(_sum(block))
     counted = []
     for _ in range(3):
         with FlopCounterMode(display=False):

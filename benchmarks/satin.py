@@ -94,7 +94,7 @@ def speed() -> dict[str, Any]:
         for fidelity in ("none", "wave", "event"):
             rates = []
             for _ in range(3):
-                stats = satin.solve(formula, fidelity=fidelity, time_limit_s=4).stats
+                stats = satin.solve(formula, fidelity=fidelity, time_limit_s=2).stats
                 rates.append(stats["propagations"] / (stats["wall_s"] - stats["load_s"]))
             found[f"{name}, clock {fidelity}, M propagations/s"] = statistics.median(rates) / 1e6
     with tempfile.TemporaryDirectory() as folder:

@@ -10,6 +10,7 @@ each exchange as the workers grow in number, and the paper's Figure 6 with the a
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -90,14 +91,14 @@ def validate(rows: list[dict[str, Any]]) -> list[Point]:
     reference = {method: row for (cell, method), row in by_key.items() if cell == tuple(REFERENCE.values())}
     if not {"none", "ddp_fp32", "bf16_hook", "dgc_all_gather"} <= set(reference):
         return []
-    host = machine_speeds({method: row["step_s"] for method, row in reference.items()})
+    host = machine_speeds(reference)
     points = []
     for (cell, method), row in by_key.items():
         floor = by_key.get((cell, "none"))
         # Loss makes TCP's own behaviour count, which no alpha-beta model holds.
         if method not in MEASURED or floor is None or row["loss"]:
             continue
-        link = Link(min(row["line_gbit_per_s"], 1e3), row["round_trip_ms"], efficiency=1.0)
+        link = _link(row)
         shared = replace(host, workers_per_core=max(1.0, row["nodes"] / CORES))
         cost = MEASURED[method](gradient_of(row["model"], method), row["nodes"], link, shared)
         name = f"{row['model']}, {row['nodes']} workers, {row['link']}, +{row['rtt_ms']:g} ms"
@@ -112,17 +113,29 @@ def gradient_of(model: str, method: str = "dgc_all_gather") -> Gradient:
     return Gradient(sparse, leftover_numel=leftover, num_buckets=buckets)
 
 
-def machine_speeds(step_s: dict[str, float]) -> Host:
-    """Speeds of this machine from the reference cell's steps: what each method adds to a step without exchange."""
-    dense = gradient_of("resnet50", "ddp_fp32")
+def machine_speeds(rows: dict[str, dict[str, Any]]) -> Host:
+    """Speeds of this machine from the reference cell's rows: what each method adds to a step without exchange."""
+    added_s = {method: row["step_s"] - rows["none"]["step_s"] for method, row in rows.items()}
+    dense, sparse = gradient_of("resnet50", "ddp_fp32"), gradient_of("resnet50")
     moved = dense.dense_bytes  # a two-worker ring sends and receives the whole buffer once
-    transport = 2 * moved / (step_s["ddp_fp32"] - step_s["none"])
-    compress = dense.dense_bytes / max(1e-4, step_s["dgc_all_gather"] - step_s["none"])
-    # Half the bytes travel; what is left beside that is the cast and the cast back.
-    cast_s = step_s["bf16_hook"] - step_s["none"] - (step_s["ddp_fp32"] - step_s["none"]) / 2
-    return Host(
-        compress_bytes_per_s=compress, transport_bytes_per_s=transport, cast_bytes_per_s=moved / max(1e-4, cast_s)
+    # Half the bytes travel with 16 bits; what is left beside that is the cast and the cast back.
+    cast_s = added_s["bf16_hook"] - added_s["ddp_fp32"] / 2
+    host = Host(
+        compress_bytes_per_s=math.inf,
+        transport_bytes_per_s=2 * moved / added_s["ddp_fp32"],
+        cast_bytes_per_s=moved / max(1e-4, cast_s),
     )
+    if all("processor_s" in rows[method] for method in ("none", "ddp_fp32")):
+        busy_s = rows["ddp_fp32"]["processor_s"] - rows["none"]["processor_s"]
+        host = replace(host, transport_busy_share=min(1.0, busy_s / added_s["ddp_fp32"]))
+    # Beside the passes over memory there are the messages and the entries received.
+    others_s = sparse_all_gather(sparse, 2, _link(rows["dgc_all_gather"]), host).seconds
+    return replace(host, compress_bytes_per_s=moved / max(1e-4, added_s["dgc_all_gather"] - others_s))
+
+
+def _link(row: dict[str, Any]) -> Link:
+    """What a row's link was measured to be, by raw TCP: payload."""
+    return Link(min(row["line_gbit_per_s"], 1e3), row["round_trip_ms"], efficiency=1.0)
 
 
 def _cell(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -79,14 +79,15 @@ def _measure(job: Job, name: str) -> dict[str, Any]:
         return train(METHODS[name], job.rank, job.training_steps, job.interface)
     replay = Replay(MODELS[job.model](), seed=1 + job.rank)
     model, optimizer = METHODS[name](replay, 1e-4)
-    start, warm = time.monotonic(), 0
+    step(model, optimizer)  # may compile kernels
+    start, warm = time.monotonic(), 1
     # A compressor's thresholds need a second's worth of its short steps to settle; DDP's long ones count singly.
     while warm < job.warmup_steps or slowest(time.monotonic() - start) < job.warmup_s:
         step(model, optimizer)
         warm += 1
     seconds: list[tuple[float, float]] = []
     counted: list[list[int]] = []
-    start = time.monotonic()
+    start, busy_s = time.monotonic(), time.process_time()
     while len(seconds) < job.max_steps:
         used = slowest(time.monotonic() - start)  # also the barrier before the step
         if len(seconds) >= job.min_steps and used > job.budget_s:
@@ -94,7 +95,8 @@ def _measure(job: Job, name: str) -> dict[str, Any]:
         before = counters(job.interface)
         seconds.append(step(model, optimizer))
         counted.append([after - early for early, after in zip(before, counters(job.interface), strict=True)])
-    return summary(seconds, counted)
+    processor_s = gather(torch.tensor((time.process_time() - busy_s) / len(seconds), dtype=torch.float64))
+    return {**summary(seconds, counted), "processor_s": float(processor_s.mean())}
 
 
 def _soak(job: Job, name: str) -> dict[str, Any]:

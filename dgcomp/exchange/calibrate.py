@@ -11,7 +11,9 @@ import torch.distributed as dist
 
 from dgcomp import kernels
 from dgcomp.exchange.collectives import device_of
+from dgcomp.exchange.merge import merge
 from dgcomp.exchange.model import PROTOCOL_EFFICIENCY, Host, Link
+from dgcomp.wire import decode, encode
 
 BUDGET_S = 2.0
 _LATENCY_ROUNDS = 15
@@ -20,6 +22,8 @@ _LAST_BYTES = 1 << 25
 _ENOUGH_S = 0.1
 _KERNEL_NUMEL = 1 << 20
 _KERNEL_THRESHOLD = 3.3  # about one normal value in a thousand is larger
+_SCATTER_NUMEL = 1 << 24  # 64 MB: entries fall outside of the caches, as those of a real gradient do
+_SCATTER_ENTRIES = 1 << 14
 
 
 def calibrate(group: dist.ProcessGroup | None = None, *, workers_per_core: float = 1.0) -> tuple[Link, Host]:
@@ -28,11 +32,15 @@ def calibrate(group: dist.ProcessGroup | None = None, *, workers_per_core: float
     A collective call: every rank of `group` makes it, with the same sequence of collectives. Each measurement is the
     slowest rank's, so all ranks return equal values and plan alike. Takes at most about two seconds, also on slow
     links: sizes grow until one transfer takes a tenth of a second. Compression is timed on a gradient of 2^20 normal
-    values, after one call that compiles the kernel. `workers_per_core` tells how many ranks share a core of this
-    machine.
+    values, reading on two messages of 2^14 entries, each after one call that compiles the kernels. `workers_per_core`
+    tells how many ranks share a core of this machine.
     """
     world_size = dist.get_world_size(group)
-    host = Host(_compress_bytes_per_s(group) * workers_per_core, workers_per_core=workers_per_core)
+    host = Host(
+        compress_bytes_per_s=_compress_bytes_per_s(group) * workers_per_core,
+        scatter_entries_per_s=_scatter_entries_per_s(group) * workers_per_core,
+        workers_per_core=workers_per_core,
+    )
     if world_size == 1:
         return Link(1e3, 0.0), host
     # A ring all-reduce of one number is 2 (N - 1) messages one after the other.
@@ -75,6 +83,26 @@ def _compress_bytes_per_s(group: dist.ProcessGroup | None) -> float:
 
     compress()
     return 4 * _KERNEL_NUMEL / min(_timed(compress, group) for _ in range(3))
+
+
+def _scatter_entries_per_s(group: dist.ProcessGroup | None) -> float:
+    """Entries a second through decoding, merging in rank order and writing, all ranks at once as in training."""
+    generator = torch.Generator().manual_seed(0)
+    messages = []
+    for _ in range(2):
+        positions = torch.randint(_SCATTER_NUMEL, (_SCATTER_ENTRIES,), generator=generator).unique()
+        messages.append(
+            encode(torch.randn(len(positions), generator=generator), positions, _SCATTER_NUMEL, codec="int4")
+        )
+    gradient = torch.zeros(_SCATTER_NUMEL)
+
+    def read() -> None:
+        values, positions = zip(*(decode(message)[:2] for message in messages), strict=True)
+        where, sums = merge(positions, values, _SCATTER_NUMEL)
+        gradient[where] = sums
+
+    read()
+    return 2 * _SCATTER_ENTRIES / min(_timed(read, group) for _ in range(3))
 
 
 def _timed(work: Callable[[], object], group: dist.ProcessGroup | None) -> float:

@@ -28,6 +28,9 @@ VALUE_BITS = {"fp32": 32.0, "bf16": 16.0, "int8": 8.0 + 32 / 256, "int4": 4.0 + 
 # Header, counts and checksum of one packed message.
 MESSAGE_HEADER_BYTES = 32
 
+# A byte for "not finite" and one for every tensor that a rank has used: what the ranks agree on before a sparse step.
+AGREEMENT_BYTES = 200
+
 # Messages to and from owners have at least this room, to say why a rank failed.
 OWNER_MESSAGE_BYTES = 96
 
@@ -90,8 +93,8 @@ class Host:
     compress_bytes_per_s: float = 5.0e9
     """Dense fp32 bytes a second through momentum correction, selection, masking and encoding."""
 
-    scatter_entries_per_s: float = 1.0e8
-    """Received entries decoded and added into the gradient a second."""
+    scatter_entries_per_s: float = 3.0e7
+    """Received entries a second decoded, merged with those of other workers, and written into the gradient."""
 
     cast_bytes_per_s: float = 2.5e9
     """Dense fp32 bytes a second cast to 16 bits and back."""
@@ -104,6 +107,15 @@ class Host:
 
     workers_per_core: float = 1.0
     """Workers that share one core; 2 where four ranks are emulated on two cores."""
+
+    transport_busy_share: float = 0.74
+    """Processor time over wall-clock time of a dense ring whose workers have a core each. For the rest a worker waits
+    for its neighbour, and others on its core get on: sharing costs less than `workers_per_core` times as much."""
+
+    @property
+    def transport_stretch(self) -> float:
+        """How much longer moving bytes takes where workers share cores."""
+        return max(1.0, self.workers_per_core * self.transport_busy_share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +152,8 @@ def all_to_all(num_bytes: float, world_size: int, link: Link, host: Host) -> Cos
     sent = num_bytes * messages / world_size
     if not messages:
         return Cost()
-    processor = (messages * host.message_s + 2 * sent / host.transport_bytes_per_s) * host.workers_per_core
+    moving = 2 * sent / host.transport_bytes_per_s * host.transport_stretch
+    processor = messages * host.message_s * host.workers_per_core + moving
     return Cost(link.one_way_s + max(sent / link.bytes_per_s, processor), sent, messages)
 
 
@@ -149,7 +162,7 @@ def _steps(steps: int, num_bytes: float, link: Link, host: Host) -> Cost:
     # The kernel moves bytes while the line is busy, so the slower of the two sets the pace; both directions of a
     # full-duplex link pass through the same core.
     line = num_bytes / link.bytes_per_s
-    processor = 2 * num_bytes / host.transport_bytes_per_s * host.workers_per_core
+    processor = 2 * num_bytes / host.transport_bytes_per_s * host.transport_stretch
     alpha = link.one_way_s + host.message_s * host.workers_per_core
     return Cost(steps * (alpha + max(line, processor)), steps * num_bytes, steps)
 
@@ -241,7 +254,7 @@ def sparse_all_gather(gradient: Gradient, world_size: int, link: Link, host: Hos
     """Every worker receives everyone's entries: bytes grow with N, one round of messages."""
     received = gradient.num_entries * world_size
     exchange = _per_bucket(all_gather, gradient.message_bytes, gradient, world_size, link, host)
-    return _compress(gradient, received, host) + exchange
+    return _compress(gradient, received, host) + _agree(world_size, link, host) + exchange
 
 
 def sparse_owner(gradient: Gradient, world_size: int, link: Link, host: Host) -> Cost:
@@ -260,14 +273,16 @@ def sparse_owner(gradient: Gradient, world_size: int, link: Link, host: Host) ->
     args = (world_size, link, host)
     exchange = all_to_all(to_owner * world_size, *args) + all_gather(from_owner, *args)
     # Decoded twice: k entries as an owner, k entries of the result. Encoding the k / N owned ones is negligible.
-    return _compress(gradient, 2 * gradient.num_entries, host) + _repeated(exchange, gradient.num_buckets)
+    compress = _compress(gradient, 2 * gradient.num_entries, host)
+    return compress + _agree(world_size, link, host) + _repeated(exchange, gradient.num_buckets)
 
 
 def sparse_tree(gradient: Gradient, world_size: int, link: Link, host: Host) -> Cost:
     """gTop-k (Shi et al. 2019): recursive doubling that keeps k entries after every merge."""
     rounds = math.ceil(math.log2(world_size))
     exchange = _per_bucket(tree_all_reduce, gradient.message_bytes, gradient, world_size, link, host)
-    return _compress(gradient, 2 * rounds * gradient.num_entries, host) + exchange
+    agreement = tree_all_reduce(AGREEMENT_BYTES, world_size, link, host)
+    return _compress(gradient, 2 * rounds * gradient.num_entries, host) + agreement + exchange
 
 
 def two_level(gradient: Gradient, world_size: int, link: Link, host: Host, *, node_size: int, node_link: Link) -> Cost:
@@ -300,6 +315,11 @@ def _per_bucket(
 
 def _repeated(cost: Cost, times: int) -> Cost:
     return Cost(cost.seconds * times, cost.bytes_sent * times, cost.messages * times)
+
+
+def _agree(world_size: int, link: Link, host: Host) -> Cost:
+    """The all-reduce of a few bytes by which a sparse step begins, so that no rank accumulates what another can't."""
+    return ring_all_reduce(AGREEMENT_BYTES, world_size, link, host)
 
 
 def _compress(gradient: Gradient, entries_received: float, host: Host) -> Cost:

@@ -11,14 +11,14 @@ of the weight: a is the gradient of the output, x the input. Attention: a and x 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from dgcomp.hwmodel.cost import Cost
 
-__all__ = ["Accelerator", "Kind", "Operation", "Phase", "Precision", "mean_and_error"]
+__all__ = ["Accelerator", "Kind", "Operation", "Phase", "Precision", "joined", "mean_and_error"]
 
 Kind = Literal["linear", "conv", "matmul", "attention"]
 Phase = Literal["forward", "recompute", "input_grad", "weight_grad", "backward"]
@@ -77,6 +77,24 @@ class Operation:
     def macs(self) -> int:
         """Multiply-accumulates of the dense product, all copies."""
         return self.rows * self.inner * self.columns * self.copies
+
+
+def joined(first: Operation, second: Operation) -> Operation:
+    """Two parts of one product as one: columns follow columns, in the gradient of a weight inner follows inner.
+
+    Densities are weighted by the parts' sizes; the patterns are those of the first part.
+    """
+    total = first.macs + second.macs
+    share, other = first.macs / total, second.macs / total
+    along_inner = first.phase == "weight_grad"
+    return replace(
+        first,
+        inner=first.inner + along_inner * second.inner,
+        columns=first.columns + (not along_inner) * second.columns,
+        a_density=share * first.a_density + other * second.a_density,
+        x_density=share * first.x_density + other * second.x_density,
+        x_density_error=math.hypot(share * first.x_density_error, other * second.x_density_error),
+    )
 
 
 @runtime_checkable

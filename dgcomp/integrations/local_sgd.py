@@ -53,6 +53,8 @@ class LocalSGD:
         On every rank alike: `sync_every` below 1, a model in DDP, or as `dgcomp.attach`.
     """
 
+    _compressor_class = Compressor
+
     def __init__(
         self,
         model: nn.Module,
@@ -68,7 +70,9 @@ class LocalSGD:
         if isinstance(model, DistributedDataParallel):
             raise TypeError("model must not be in DistributedDataParallel, which would average every inner step")
         check_modules(model)
-        self.compressor = Compressor.attached(model.named_parameters(), outer_optimizer, config, group=group)
+        self.compressor = self._compressor_class.attached(
+            model.named_parameters(), outer_optimizer, config, group=group
+        )
         self.inner_optimizer, self.outer_optimizer = inner_optimizer, outer_optimizer
         self.sync_every = sync_every
         self.local_steps = 0
@@ -107,22 +111,11 @@ class LocalSGD:
         Returns False if a parameter of any rank was not finite: then all ranks go back to the start, the exchange has
         left no trace, and what the inner optimizer gathered that is not finite is forgotten.
         """
-        pseudo_gradients: dict[str, Tensor] = {}
-        for name, parameter in self._parameters.items():
-            pseudo_gradients[name] = flat_like(self.start[name] - parameter, parameter)
-            parameter.copy_(self.start[name])
-        self.local_steps = 0
+        pseudo_gradients = self._take_pseudo_gradients()
         if not self.compressor.reduce(pseudo_gradients):
             self._heal_inner_optimizer()
             return False
-        kept = {parameter: parameter.grad for parameter in self._parameters.values()}
-        for name, parameter in self._parameters.items():
-            parameter.grad = shaped_like(pseudo_gradients[name], parameter)
-        self.outer_optimizer.step()
-        for parameter, gradient in kept.items():
-            parameter.grad = gradient
-        for name, parameter in self._parameters.items():
-            self.start[name].copy_(parameter)
+        self._apply(pseudo_gradients)
         return True
 
     def flush(self) -> None:
@@ -137,6 +130,26 @@ class LocalSGD:
         for name, parameter in self._parameters.items():
             self.start[name].copy_(parameter.detach())
         self.local_steps = 0
+
+    def _take_pseudo_gradients(self) -> dict[str, Tensor]:
+        """How far the parameters have moved, by name; they are at the start again, and a new round begins."""
+        moved: dict[str, Tensor] = {}
+        for name, parameter in self._parameters.items():
+            moved[name] = flat_like(self.start[name] - parameter, parameter)
+            parameter.copy_(self.start[name])
+        self.local_steps = 0
+        return moved
+
+    def _apply(self, shared: Mapping[str, Tensor]) -> None:
+        """Step the outer optimizer by the shared update, from the start to the next one."""
+        kept = {parameter: parameter.grad for parameter in self._parameters.values()}
+        for name, parameter in self._parameters.items():
+            parameter.grad = shaped_like(shared[name], parameter)
+        self.outer_optimizer.step()
+        for parameter, gradient in kept.items():
+            parameter.grad = gradient
+        for name, parameter in self._parameters.items():
+            self.start[name].copy_(parameter)
 
     def _heal_inner_optimizer(self) -> None:
         for parameter in self._parameters.values():

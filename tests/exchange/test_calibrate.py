@@ -34,6 +34,7 @@ def test_ranks_agree() -> None:
     assert 0.01 < first["link"].bandwidth_gbit_per_s < 1e4
     assert 0 <= first["link"].rtt_ms < 1e3
     assert first["host"].compress_bytes_per_s > 1e6
+    assert 1e5 < first["host"].scatter_entries_per_s < 1e9
 
 
 def _auto(rank: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The cost model against closed forms, limits, and a message-by-message simulation."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -148,6 +149,21 @@ def test_more_bandwidth_and_less_latency_never_cost_time(world_size: int, gbit: 
         slow = exchange(RESNET50, world_size, Link(gbit, rtt_ms), Host()).seconds
         assert exchange(RESNET50, world_size, Link(2 * gbit, rtt_ms), Host()).seconds <= slow
         assert exchange(RESNET50, world_size, Link(gbit, rtt_ms / 2), Host()).seconds <= slow
+
+
+def test_a_sparse_step_begins_with_an_agreement_of_all_ranks() -> None:
+    link = Link(1.0, 10.0)
+    assert sparse_all_gather(RESNET50, 4, link, FREE).messages == 2 * 3 + 3
+    # six messages to agree and three to gather, 5 ms each, beside the bytes
+    assert sparse_all_gather(RESNET50, 4, link, FREE).seconds == pytest.approx(9 * 5e-3, rel=0.1)
+
+
+def test_workers_that_share_a_core_fill_each_others_waiting() -> None:
+    link, alone = Link(1e6, 0.0), Host(message_s=0.0, transport_busy_share=0.75)
+    seconds = [
+        ring_all_reduce(1e8, 4, link, replace(alone, workers_per_core=sharing)).seconds for sharing in (1.0, 2.0, 4.0)
+    ]
+    assert [value / seconds[0] for value in seconds] == pytest.approx([1.0, 1.5, 3.0])
 
 
 def test_ring_cost_equals_an_event_simulation() -> None:

@@ -23,12 +23,13 @@ PACKAGES = {
     "speed.py": "accelerate",
     "hf.py": "transformers",
     "hvd.py": "horovod.torch",
+    "ft.py": "torchft.manager",
 }
 LAUNCHERS = {"torchrun": "torch.distributed.run", "horovodrun": "horovod.runner.launch"}
 
 
 def test_every_script_is_complete_and_short() -> None:
-    assert len(SCRIPTS) == TEXT.count("```python\n") == 7
+    assert len(SCRIPTS) == TEXT.count("```python\n") == 8
     for name, (command, code) in SCRIPTS.items():
         assert command.endswith(name)
         assert len(code.rstrip().splitlines()) < 40, f"{name} has {len(code.rstrip().splitlines())} lines"

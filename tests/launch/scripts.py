@@ -17,7 +17,7 @@ SHELL_SCRIPTS = sorted(
 MANIFESTS = sorted(path.relative_to(LAUNCH).as_posix() for path in LAUNCH.glob("kubernetes/*.yaml"))
 
 STEPS = 16
-TIMEOUT_S = 150
+TIMEOUT_S = 300
 
 
 def options(result: Path, steps: int = STEPS) -> list[str]:

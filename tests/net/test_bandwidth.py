@@ -180,3 +180,14 @@ def test_validation_predicts_a_machine_that_obeys_the_model() -> None:
     assert len(points) == 9
     assert max(abs(point.error) for point in points) < 0.05
     assert scale.validate(rows[:1]) == []
+
+
+def test_the_busy_share_is_that_of_the_reference_rows() -> None:
+    rows = {"none": (0.05, 0.05), "ddp_fp32": (0.15, 0.12), "bf16_hook": (0.13, 0.12), "dgc_all_gather": (0.07, 0.07)}
+    timed = {
+        method: {**_row(method, "unshaped", 20.0, step, nodes=2), "processor_s": busy}
+        for method, (step, busy) in rows.items()
+    }
+    assert scale.machine_speeds(timed).transport_busy_share == pytest.approx(0.7)
+    del timed["none"]["processor_s"]
+    assert scale.machine_speeds(timed).transport_busy_share == Host().transport_busy_share

@@ -17,8 +17,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
-from dgcomp.hwmodel.operation import Operation, Phase, Precision
-from dgcomp.hwmodel.profile.lower import HANDLERS, Site
+from dgcomp.hwmodel.operation import Operation, Phase, Precision, joined
+from dgcomp.hwmodel.profile.lower import HANDLERS, WINOGRAD_MODULE, Site
 from dgcomp.hwmodel.profile.sampling import Sampler
 
 __all__ = ["Capture"]
@@ -43,6 +43,7 @@ class Capture(TorchDispatchMode):
         self._names = {module: _clean(name) for name, module in model.named_modules()}
         self._storages = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()} - {0}
         self._sampler = sampler
+        self._winograd: dict[tuple[str, Phase], int] = {}
         self._stack: list[nn.Module] = []
         self._forward: dict[int, tuple[str, Precision | None, set[int], str]] = {}
         self._hooks: list[RemovableHandle] = []
@@ -85,7 +86,8 @@ class Capture(TorchDispatchMode):
         if handler is not None:
             site = self._site()
             captured = handler(site, args, out)
-            self.operations += captured
+            for operation in captured:
+                self._keep(site, operation)
             if not site.is_backward:
                 self._remember(site, args)
             if captured:
@@ -97,6 +99,15 @@ class Capture(TorchDispatchMode):
             if isinstance(out, torch.Tensor):
                 self.other_elements += out.numel()
         return out
+
+    def _keep(self, site: Site, operation: Operation) -> None:
+        """Note an operation; a Winograd layer makes each of its products block by block of images, which is one."""
+        if site.module == WINOGRAD_MODULE:
+            index = self._winograd.setdefault((operation.layer, operation.phase), len(self.operations))
+            if index < len(self.operations):
+                self.operations[index] = joined(self.operations[index], operation)
+                return
+        self.operations.append(operation)
 
     def _site(self) -> Site:
         node = torch._C._current_autograd_node()

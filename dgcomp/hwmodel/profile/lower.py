@@ -15,7 +15,7 @@ from torch import Tensor
 from dgcomp.hwmodel.operation import Kind, Operation, Phase, Precision
 from dgcomp.hwmodel.profile.sampling import EXACT_BELOW, ConvGeometry, Sampler, patches
 
-__all__ = ["HANDLERS", "Site"]
+__all__ = ["HANDLERS", "WINOGRAD_MODULE", "Site"]
 
 aten = torch.ops.aten
 

@@ -7,13 +7,13 @@ negative for negated) outside it.
 import gzip
 import lzma
 import os
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 __all__ = ["Formula", "as_formula", "read_dimacs", "write_dimacs"]
@@ -21,13 +21,13 @@ __all__ = ["Formula", "as_formula", "read_dimacs", "write_dimacs"]
 MAX_VARIABLES = 2**26
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
-_ERRORS = {
-    1: "line {line}: expected an integer literal, got '{word}'; write comments on lines of their own, starting with c",
-    2: "line {line}: expected the header 'p cnf VARIABLES CLAUSES', got '{word}'",
-    3: "line {line}: variable {value} is out of range, the header allows 1 to {limit}; raise the header's number",
-    4: "line {line}: the file ends inside a clause; end every clause with 0",
-    5: "line {line}: the header promises {limit} clauses, the file has {value}; correct the header",
-    6: "line {line}: a second header; keep one 'p cnf' line",
+_REASONS = {
+    "literal": "expected an integer literal, got '{word}'; write comments on lines of their own, starting with c",
+    "header": "expected the header 'p cnf VARIABLES CLAUSES', got '{word}'",
+    "range": "variable {value} is out of range, the header allows 1 to {limit}; raise the header's number",
+    "unfinished": "the file ends inside a clause; end every clause with 0",
+    "count": "the header promises {limit} clauses, the file has {value}; correct the header",
+    "second header": "a second header; keep one 'p cnf' line",
 }
 
 
@@ -94,8 +94,7 @@ def as_formula(cnf: Any) -> Formula:
     num_vars = max(int(np.abs(signed).max(initial=0)), int(getattr(cnf, "nv", 0)))
     if num_vars > MAX_VARIABLES:
         raise ValueError(f"cnf must have at most {MAX_VARIABLES} variables, got {num_vars}; renumber them without gaps")
-    coded = (2 * np.abs(signed) - 2 + (signed < 0)).astype(np.int32)
-    return _normalized(num_vars, coded, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
+    return _normalized(num_vars, _coded(signed), np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
 
 
 def read_dimacs(path: str | os.PathLike[str]) -> Formula:
@@ -117,19 +116,14 @@ def read_dimacs(path: str | os.PathLike[str]) -> Formula:
             data = file.read()
     except (EOFError, lzma.LZMAError) as error:
         raise OSError(f"{path} must be a whole {path.suffix} file: {error}") from None
-    text = np.frombuffer(data, np.uint8)
-    # every literal and every 0 takes at least two bytes
-    literals = np.empty(len(text) // 2 + 1, np.int32)
-    offsets = np.zeros(len(text) // 2 + 2, np.int64)
-    code, line, start, value, limit, num_vars, num_clauses, used = _scan(text, literals, offsets)
-    if code:
-        word = bytes(text[start : start + 40]).split(b"\n")[0].split(b"\r")[0]
-        word = word if code == 2 else word.split()[0] if word.split() else b""
-        reason = _ERRORS[code].format(
-            line=line, word=word.decode("utf-8", "backslashreplace"), value=value, limit=limit
-        )
-        raise ValueError(f"{path}: {reason}")
-    return _normalized(num_vars, literals[:used].copy(), offsets[: num_clauses + 1].copy())
+    try:
+        num_vars, signed = _parse(data)
+    except _Malformed as error:
+        raise ValueError(f"{path}: {error}") from None
+    ends = np.flatnonzero(signed == 0)
+    offsets = np.concatenate([[0], ends - np.arange(len(ends))])
+    signed = signed[signed != 0]
+    return _normalized(num_vars, _coded(signed), offsets)
 
 
 def write_dimacs(formula: Formula, path: str | os.PathLike[str]) -> None:
@@ -146,133 +140,91 @@ def _to_dimacs(coded: NDArray[np.int32]) -> NDArray[np.int64]:
     return np.where(coded & 1, -variable, variable)
 
 
+def _coded(signed: NDArray[Any]) -> NDArray[np.int32]:
+    """Coded literals of DIMACS ones."""
+    coded: NDArray[np.int32] = (2 * np.abs(signed) - 2 + (signed < 0)).astype(np.int32)
+    return coded
+
+
 def _normalized(num_vars: int, literals: NDArray[np.int32], offsets: NDArray[np.int64]) -> Formula:
-    """Formula without tautologies and repeated literals."""
-    kept, bounds, tautologies, duplicates = _clean(literals, offsets, np.full(2 * num_vars, -1, np.int64))
-    return Formula(num_vars, kept, bounds, tautologies, duplicates)
+    """Formula without tautologies and repeated literals; what is kept keeps its order."""
+    num_clauses, width = len(offsets) - 1, 2 * max(num_vars, 1)
+    clause = np.repeat(np.arange(num_clauses), np.diff(offsets))
+    key = clause * width + literals
+    order = np.argsort(key, kind="stable")
+    is_new = np.diff(key[order], prepend=-1) > 0
+    repeated = np.zeros(len(key), bool)
+    repeated[order[~is_new]] = True
+    # a literal and its negation are neighbours among the sorted keys, the even one first
+    distinct = key[order[is_new]]
+    opposite = (np.diff(distinct) == 1) & (distinct[1:] % 2 == 1)
+    tautology = np.zeros(num_clauses, bool)
+    tautology[distinct[1:][opposite] // width] = True
+    dropped = tautology[clause]
+    kept = ~(repeated | dropped)
+    sizes = np.bincount(clause[kept], minlength=num_clauses)[~tautology]
+    bounds = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    return Formula(num_vars, literals[kept], bounds, int(tautology.sum()), int((repeated & ~dropped).sum()))
 
 
-@njit(cache=True, nogil=True)
-def _clean(
-    literals: NDArray[Any], offsets: NDArray[np.int64], last: NDArray[np.int64]
-) -> tuple[NDArray[np.int32], NDArray[np.int64], int, int]:
-    """Drop repeated literals and tautologies; `last` remembers the clause in which each literal was seen last."""
-    kept, bounds = np.empty_like(literals), np.zeros_like(offsets)
-    used = clauses = tautologies = duplicates = 0
-    for i in range(offsets.size - 1):
-        start, tautology, repeated = used, False, 0
-        for j in range(offsets[i], offsets[i + 1]):
-            x = literals[j]
-            if last[x] == i:
-                repeated += 1
-                continue
-            tautology |= last[x ^ 1] == i
-            last[x] = i
-            kept[used] = x
-            used += 1
-        if tautology:
-            used = start
-            tautologies += 1
-            continue
-        duplicates += repeated
-        clauses += 1
-        bounds[clauses] = used
-    return kept[:used].copy(), bounds[: clauses + 1].copy(), tautologies, duplicates
+class _Malformed(Exception):
+    """What is wrong with a file, and in which line."""
+
+    def __init__(self, line: int, reason: str, **details: object) -> None:
+        super().__init__(f"line {line}: {_REASONS[reason].format(**details)}")
 
 
-@njit(cache=True, nogil=True)
-def _scan(
-    text: NDArray[np.uint8], literals: NDArray[Any], offsets: NDArray[np.int64]
-) -> tuple[int, int, int, int, int, int, int, int]:
-    """One pass over a file: (error code, line, start of the word, value, limit, variables, clauses, literals)."""
-    n, at, line = text.size, 0, 1
+def _parse(data: bytes) -> tuple[int, NDArray[np.int32]]:
+    """Number of variables, and all literals in DIMACS's own numbers with the 0 behind each clause."""
     num_vars = num_clauses = -1
-    clauses = used = 0
-    fresh = True  # at the start of a line
-    while at < n:
-        byte = text[at]
-        if byte == 10:
-            line, at, fresh = line + 1, at + 1, True
-        elif byte == 32 or (9 <= byte <= 13):
-            at += 1
-        elif fresh and byte == 99:  # c: comment
-            at = _line_end(text, at)
-        elif fresh and byte == 37:  # %: SATLIB's end mark
-            break
-        elif fresh and byte == 112:  # p: header
-            if num_vars >= 0:
-                return 6, line, at, 0, 0, 0, 0, 0
-            num_vars, num_clauses = _header(text, at)
-            if num_vars < 0:
-                return 2, line, at, 0, 0, 0, 0, 0
-            at = _line_end(text, at)
-        else:
-            if num_vars < 0:
-                return 2, line, at, 0, 0, 0, 0, 0
-            fresh = False
-            value, end = _integer(text, at)
-            if end < 0:
-                return 1, line, at, 0, 0, 0, 0, 0
-            if abs(value) > num_vars:
-                return 3, line, at, abs(value), num_vars, 0, 0, 0
-            at = end
-            if value == 0:
-                clauses += 1
-                offsets[clauses] = used
-            else:
-                literals[used] = 2 * abs(value) - 2 + (1 if value < 0 else 0)
-                used += 1
-    if num_vars < 0:
-        return 2, line, at, 0, 0, 0, 0, 0
-    if used > offsets[clauses]:
-        return 4, line, at, 0, 0, 0, 0, 0
-    if clauses != num_clauses:
-        return 5, line, at, clauses, num_clauses, 0, 0, 0
-    return 0, line, at, 0, 0, num_vars, clauses, used
-
-
-@njit(cache=True, nogil=True)
-def _line_end(text: NDArray[np.uint8], at: int) -> int:
-    while at < text.size and text[at] != 10:
-        at += 1
-    return at
-
-
-@njit(cache=True, nogil=True)
-def _integer(text: NDArray[np.uint8], at: int) -> tuple[int, int]:
-    """Value of the integer at `at` and where it ends; end -1 if the word is not an integer or too long for one."""
-    negative = text[at] == 45
-    at += negative
-    start, value = at, 0
-    while at < text.size and 48 <= text[at] <= 57 and at - start < 12:
-        value = 10 * value + int(text[at]) - 48
-        at += 1
-    if at == start or (at < text.size and text[at] != 32 and not 9 <= text[at] <= 13):
-        return 0, -1
-    return -value if negative else value, at
-
-
-@njit(cache=True, nogil=True)
-def _header(text: NDArray[np.uint8], at: int) -> tuple[int, int]:
-    """Variables and clauses of a ``p cnf`` line, or (-1, -1)."""
-    numbers = np.full(2, -1, np.int64)
-    end = _line_end(text, at)
-    word = 0
-    at += 1
-    while at < end:
-        if text[at] == 32 or 9 <= text[at] <= 13:
-            at += 1
+    found = array("i")
+    number = 0
+    for number, line in enumerate(data.split(b"\n"), 1):
+        words = line.split()
+        if not words or words[0][:1] == b"c":
             continue
-        if word == 0:
-            if at + 3 > end or text[at] != 99 or text[at + 1] != 110 or text[at + 2] != 102:  # "cnf"
-                return -1, -1
-            at += 3
+        first = words[0][:1]
+        if first == b"%":  # SATLIB's end mark
+            break
+        if first == b"p" and num_vars >= 0:
+            raise _Malformed(number, "second header")
+        if num_vars < 0:
+            num_vars, num_clauses = _header(number, line)
         else:
-            value, at = _integer(text, at)
-            if at < 0 or word > 2 or value < 0 or value > MAX_VARIABLES:
-                return -1, -1
-            numbers[word - 1] = value
-        word += 1
-    if numbers[1] < 0:
-        return -1, -1
-    return numbers[0], numbers[1]
+            found.extend(_literals(number, words, num_vars))
+    if num_vars < 0:
+        raise _Malformed(number, "header", word="")
+    signed = np.frombuffer(found, np.int32)
+    if len(signed) and signed[-1] != 0:
+        raise _Malformed(number, "unfinished")
+    ends = int((signed == 0).sum())
+    if ends != num_clauses:
+        raise _Malformed(number, "count", limit=num_clauses, value=ends)
+    return num_vars, signed
+
+
+def _header(number: int, line: bytes) -> tuple[int, int]:
+    """Variables and clauses of a ``p cnf`` line."""
+    words = line.split()
+    if words[:2] == [b"p", b"cnf"] and len(words) == 4 and all(w.isdigit() and len(w) < 19 for w in words[2:]):
+        num_vars, num_clauses = int(words[2]), int(words[3])
+        if num_vars <= MAX_VARIABLES:
+            return num_vars, num_clauses
+    raise _Malformed(number, "header", word=_shown(line.strip()))
+
+
+def _literals(number: int, words: list[bytes], num_vars: int) -> list[int]:
+    """Integers of a line; int() alone would also take 1_0 and +1."""
+    for word in words:
+        if not word.removeprefix(b"-").isdigit() or len(word) > 18:
+            raise _Malformed(number, "literal", word=_shown(word))
+    values = [int(word) for word in words]
+    farthest = max(values, key=abs)
+    if abs(farthest) > num_vars:
+        raise _Malformed(number, "range", value=abs(farthest), limit=num_vars)
+    return values
+
+
+def _shown(word: bytes) -> str:
+    """At most 40 bytes of what a file holds, printable."""
+    return word[:40].decode("utf-8", "backslashreplace")

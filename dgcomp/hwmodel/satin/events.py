@@ -17,13 +17,13 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from dgcomp.hwmodel.satin.charges import central_cycles, clause_flits, idle_round_trip
 from dgcomp.hwmodel.satin.machine import Machine, Timing
 from dgcomp.hwmodel.satin.state import (
     ASSERT,
     ASSIGN,
     BACKTRACK,
     CONFLICT,
-    DECIDE,
     DELETE,
     END,
     FETCH,
@@ -32,6 +32,7 @@ from dgcomp.hwmodel.satin.state import (
     JOIN,
     LEARN,
     SPILL,
+    STRENGTHEN,
     TRACE,
     kernel,
 )
@@ -199,8 +200,7 @@ def _earliest(e: Engine, t: Timing, context: int, kind: int) -> int:
     if kind == IDLE:
         if c.in_flight > 0:
             return -1
-        round_trip = 2 * t.farthest * t.hop + t.match + 1
-        return int(max(c.ready, c.last_issue + round_trip, c.last_arrival + 1, c.spill_done))
+        return int(max(c.ready, c.last_issue + idle_round_trip(t), c.last_arrival + 1, c.spill_done))
     if c.conflict_open and (kind in (FETCH, END)):
         return -1
     if kind == JOIN and c.replies_open > 0:
@@ -218,7 +218,7 @@ def _earliest(e: Engine, t: Timing, context: int, kind: int) -> int:
 def _execute(e: Engine, t: Timing, context: int, kind: int, a: int, b: int) -> None:
     """Occupy the central unit with an operation that begins now, and send what it sends."""
     g, c = e.shared[0], e.contexts[context]
-    busy = np.int64(1)
+    busy = central_cycles(t, kind, a, b)
     if kind in (ASSERT, ASSIGN):
         c.num_assigned += kind == ASSIGN
         c.last_issue = g.now
@@ -231,26 +231,18 @@ def _execute(e: Engine, t: Timing, context: int, kind: int, a: int, b: int) -> N
         c.spill_done = 0
         if kind == BACKTRACK:
             _broadcast(e, 1)
-        else:
-            busy = np.int64(0)
-    elif kind == DECIDE:
-        busy = np.int64(t.decide)
-    elif kind == JOIN:
-        busy = np.int64(a * t.analyze)
     elif kind == FETCH:
         _request(e, t, context, a, b)
     elif kind == LEARN:
-        busy = np.int64((b + t.literals_per_flit - 1) // t.literals_per_flit)
         _unicast(e, t, context, a, busy)
         _count_clauses(e, t, context, a, 1)
     elif kind == DELETE:
-        _unicast(e, t, context, a, 1)
+        _unicast(e, t, context, a, busy)
         _count_clauses(e, t, context, a, -1)
+    elif kind == STRENGTHEN:
+        _unicast(e, t, context, a, busy)
     elif kind == END:
-        busy = np.int64(0)
         _count_clauses(e, t, context, 0, 0)
-    else:  # STRENGTHEN
-        _unicast(e, t, context, a, 1)
     c.ready = g.now + busy
     if busy > 0:
         g.center_free = c.ready
@@ -286,12 +278,12 @@ def _answer(e: Engine, t: Timing, context: int, kind: int, a: int) -> int:
 
 
 @kernel
-def _request(e: Engine, t: Timing, context: int, slot: int, literals: NDArray[Any]) -> None:
+def _request(e: Engine, t: Timing, context: int, slot: int, literals: int) -> None:
     """Ask a clause node for its literals; a spilled clause is at hand."""
     g, c = e.shared[0], e.contexts[context]
     bank = _bank(e, t, context, slot)
     c.replies_open += 1
-    flits = (literals + t.literals_per_flit - 1) // t.literals_per_flit
+    flits = clause_flits(t, literals)
     if bank < 0:
         _send(e, t, g.now + t.spill_visit, t.center, context, REPLY, flits, -1)
     else:

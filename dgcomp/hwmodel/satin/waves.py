@@ -16,13 +16,13 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from dgcomp.hwmodel.satin.charges import central_cycles, clause_flits, idle_round_trip
 from dgcomp.hwmodel.satin.machine import Machine, Timing
 from dgcomp.hwmodel.satin.state import (
     ASSERT,
     ASSIGN,
     BACKTRACK,
     CONFLICT,
-    DECIDE,
     DELETE,
     END,
     FETCH,
@@ -88,7 +88,7 @@ def run_waves(w: Waves, t: Timing, trace: NDArray[np.int32], spill_from: int) ->
             c.now = max(c.now, c.conflict_at)
             c.fetches += 1
             c.literals += b
-            flits = (b + t.literals_per_flit - 1) // t.literals_per_flit
+            flits = clause_flits(t, b)
             c.flits += flits
             _message(w, flits + 1)
         elif kind == JOIN:
@@ -169,15 +169,11 @@ def _central(w: Waves, t: Timing, kind: int, a: int, b: int, spill_from: int) ->
     """Operations that occupy the central unit for a known time, and the wait for idle."""
     c = w.totals[0]
     if kind == IDLE:
-        c.now = max(c.now - 1 + 2 * t.farthest * t.hop + t.match + 1, c.spill_done)
+        c.now = max(c.now - 1 + idle_round_trip(t), c.spill_done)
     elif kind == END:
         c.now = max(c.now, c.conflict_at)
     else:
-        busy = 1.0
-        if kind == DECIDE:
-            busy = float(t.decide)
-        elif kind == LEARN:
-            busy = float((b + t.literals_per_flit - 1) // t.literals_per_flit)
+        busy = float(central_cycles(t, kind, a, b))
         if kind == BACKTRACK:
             c.broadcasts += 1
             c.flit_hops += t.depth.size - 1

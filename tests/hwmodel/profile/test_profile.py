@@ -15,9 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dgcomp import hwmodel, quant, sparse
 from dgcomp.hwmodel.cost import Cost
-from dgcomp.hwmodel.operation import Operation
+from dgcomp.hwmodel.operation import Operation, joined
 from dgcomp.hwmodel.profile.capture import Capture
 from dgcomp.hwmodel.profile.sampling import ConvGeometry, Sampler, patches
+from dgcomp.sparse import winograd_autograd
 from tests.ranks import run_ranks
 
 
@@ -296,6 +297,25 @@ def test_winograd_layers_are_priced_in_their_domain() -> None:
     assert dense.breakdown["multiplies_count"] == counted.dense
     assert costs["input_grad"] is not None
     assert costs["weight_grad"] is None
+
+
+def test_blocks_of_images_of_a_winograd_layer_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sparse.WinogradReLUConv2d(4, 6)
+    x = torch.randn(5, 4, 8, 8, requires_grad=True)
+    found = []
+    for tiles in (20, 256):  # blocks of two images, the last one of one; all at once
+        monkeypatch.setattr(winograd_autograd, "TILES_PER_BLOCK", tiles)
+        with Capture(model, Sampler(elements=8192, vectors=2)) as capture:
+            model(x).sum().backward()
+        found.append(capture.operations)
+    blocks, whole = found
+    assert len(blocks) == 3
+    for part, one in zip(blocks, whole, strict=True):
+        assert (part.phase, part.rows, part.inner, part.columns) == (one.phase, one.rows, one.inner, one.columns)
+    first = Operation("layer", "linear", "forward", 2, 3, 10, x_density=0.5, x_density_error=0.1)
+    second = Operation("layer", "linear", "forward", 2, 3, 30, x_density=0.1)
+    both = joined(first, second)
+    assert (both.columns, both.x_density, both.x_density_error) == (40, pytest.approx(0.2), pytest.approx(0.025))
 
 
 class OnlyLinear:

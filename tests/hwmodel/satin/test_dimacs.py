@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dgcomp.hwmodel.satin import Formula, as_formula, read_dimacs, solve, write_dimacs
 from dgcomp.hwmodel.satin.families import random_ksat
@@ -54,6 +56,9 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
         (b"p cnf 3 1\n1 2.5 0\n", r"line 2: expected an integer literal, got '2.5'"),
         (b"p cnf 3 1\n- 0\n", r"line 2: expected an integer literal, got '-'"),
         (b"p cnf 3 1\n1 99999999999999999999 0\n", r"line 2: expected an integer literal"),
+        (b"p cnf 3 1\n1 1_0 0\n", r"line 2: expected an integer literal, got '1_0'"),
+        (b"p cnf 3 1\n+1 0\n", r"line 2: expected an integer literal, got '\+1'"),
+        (b"p cnf 3 1\n1 --2 0\n", r"line 2: expected an integer literal, got '--2'"),
         (b"p cnf 3 1\n1 caf\xe9 0\n", r"line 2: expected an integer literal, got 'caf\\xe9'"),
         (b"p cnf 3 2\n1 0\n-4 2 0\n", r"line 3: variable 4 is out of range, the header allows 1 to 3"),
         (b"p cnf 3 1\n1 2\n", r"line 3: the file ends inside a clause"),
@@ -81,6 +86,17 @@ def test_tautologies_and_duplicates(tmp_path: Path) -> None:
     result = solve([[1, -1], [2, 2]])
     assert result.satisfiable
     assert (result.stats["tautologies"], result.stats["duplicate_literals"]) == (1, 1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(st.integers(-4, 4).filter(bool), max_size=6), max_size=8))
+def test_normalizing_is_what_the_words_say(clauses: list[list[int]]) -> None:
+    kept = [list(dict.fromkeys(clause)) for clause in clauses if not any(-x in clause for x in clause)]
+    formula = as_formula(clauses)
+    assert _lists(formula) == kept
+    assert formula.num_tautologies == len(clauses) - len(kept)
+    sound = sum(len(clause) for clause in clauses if not any(-x in clause for x in clause))
+    assert formula.num_duplicates == sound - sum(map(len, kept))
 
 
 def test_empty_clause_and_no_clause(tmp_path: Path) -> None:
