@@ -128,17 +128,20 @@ def render(rows: list[Row]) -> None:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown of one experiment, with the distance from fp32 over the seeds that both were run with."""
+    """Markdown of one experiment, fp32 and then the best first, with the distance from fp32 over their common seeds."""
     scores: dict[str, dict[int, float]] = {}
     for row in rows:
         scores.setdefault(row["method"], {})[row["seed"]] = row["score"]
     base = scores.get("fp32", {})
+    sign = 1 if rows[0]["metric"] == "perplexity" else -1
+    order = sorted(scores, key=lambda method: (method != "fp32", sign * float(np.mean([*scores[method].values()]))))
     lines = [
         f"\n## {rows[0]['experiment']}\n",
         f"| method | {rows[0]['metric']} | spread | seeds | minus fp32 |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for method, by_seed in scores.items():
+    for method in order:
+        by_seed = scores[method]
         values, both = list(by_seed.values()), [seed for seed in by_seed if seed in base]
         spread = f"{np.std(values, ddof=1):.2f}" if len(values) > 1 else "-"
         difference = f"{np.mean([by_seed[seed] - base[seed] for seed in both]):+.2f}" if both else "-"

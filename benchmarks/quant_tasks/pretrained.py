@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.quant_tasks.base import FP32, Context, Experiment, quantized
 from benchmarks.quant_tasks.pretrained_models import MiniLM, pretrained_resnet20
+from dgcomp import quant
 
 __all__ = ["accuracy", "cifar10_images", "minilm", "resnet20"]
 
@@ -58,20 +59,26 @@ MINILM: dict[str, Context] = {
 
 
 NORMS = "batch norms estimated anew"
+CORRECTED = "statistics corrected"
 CALIBRATION = 1000
 
 
 def resnet20(arguments: Namespace) -> Experiment:
     """ResNet-20 on the JPEG copy of CIFAR-10's test images.
 
-    Some methods estimate the batch norms anew, in the method's own context, on training images without their labels;
-    among them fp32, since the network was trained on images that had not been through JPEG.
+    Some methods first run training images without their labels: `quant.correct_statistics` undoes what quantization did
+    to the statistics and leaves fp32 as it is; estimating the batch norms anew, in the method's own context, changes
+    fp32 too, since the network was trained on images that had not been through JPEG.
     """
     images = cache(lambda: cifar10_images(arguments.data, "test", arguments.limit))
     calibration = cache(lambda: cifar10_images(arguments.data, "train", CALIBRATION)[0])
     names = ("fp32", "4/4 max per channel", "4/4 octav (exact)", "4/4/4/4 consistent", "4/4/6/6 consistent",
              "4/4/6/6 search", "4/4/6/6 search, vectors of 8")  # fmt: skip
-    methods = RESNET20 | {f"{name}, {NORMS}": _with_norms(RESNET20[name], calibration) for name in names}
+    anew = {f"{name}, {NORMS}": _with_norms(RESNET20[name], calibration) for name in names}
+    corrected = {
+        f"{name}, {CORRECTED}": _with_correction(RESNET20[name], calibration) for name in RESNET20 if name != "fp32"
+    }
+    methods = RESNET20 | anew | corrected
 
     def measure(context: Context, seed: int) -> float:
         model = pretrained_resnet20(arguments.data)
@@ -80,6 +87,18 @@ def resnet20(arguments: Namespace) -> Experiment:
 
     title = "ResNet-20 on CIFAR-10 (JPEG), after training"
     return Experiment(title, "top-1 (%)", methods, measure, {"images": arguments.limit or 10_000})
+
+
+def _with_correction(context_of: Context, images: Callable[[], Tensor]) -> Context:
+    """The context, after the model's statistics were corrected for it on the images."""
+
+    def make(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        context = context_of(model)
+        corrected = quant.correct_statistics(model, images().split(250), context)
+        model.load_state_dict(corrected.state_dict())  # all of its layers have a batch norm or a bias
+        return context
+
+    return make
 
 
 def _with_norms(context_of: Context, images: Callable[[], Tensor]) -> Context:

@@ -4,6 +4,7 @@ from dgcomp.quant.audit import Audit, EscapedMatmulError, audit
 from dgcomp.quant.autocast import autocast, current_recipe, disabled
 from dgcomp.quant.cache import invalidate
 from dgcomp.quant.calibrate import calibrate, convert
+from dgcomp.quant.correct import correct_statistics
 from dgcomp.quant.estimators import fake_quantize
 from dgcomp.quant.export import export_onnx
 from dgcomp.quant.flag import context_from_flag
@@ -26,6 +27,7 @@ __all__ = [
     "code_range",
     "context_from_flag",
     "convert",
+    "correct_statistics",
     "current_recipe",
     "disabled",
     "export_onnx",

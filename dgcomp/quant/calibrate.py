@@ -1,7 +1,8 @@
 """Static activation scales from a few batches, and conversion to a model with packed integer weights."""
 
+import contextlib
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -16,7 +17,7 @@ from dgcomp.quant.operators import LINEAR, Layout, quantize_activation, quantize
 from dgcomp.quant.recipe import Recipe, name_weights, quantizable_layers
 from dgcomp.quant.vector import QuantizedVectors, pack_codes, per_vector, unpack_codes
 
-__all__ = ["Calibrator", "QuantizedLayer", "calibrate", "convert", "run_observed"]
+__all__ = ["Calibrator", "QuantizedLayer", "calibrate", "convert", "evaluating", "run_observed"]
 
 Calibrator = Literal["octav", "max", "percentile", "entropy", "mse"]
 
@@ -67,12 +68,18 @@ def run_observed(model: nn.Module, batches: Iterable[Any], observe: Observer) ->
     """Run every batch in floating point and evaluation mode, showing `observe` the operands of every layer."""
     name_weights(model)
     passive = autocast("-/-", cache=False)
+    with evaluating(model), torch.no_grad(), passive, observed(observe):
+        for batch in batches:
+            model(*batch) if isinstance(batch, tuple) else model(batch)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model into evaluation mode, and each of its modules back into its own mode at the end."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.no_grad(), passive, observed(observe):
-            for batch in batches:
-                model(*batch) if isinstance(batch, tuple) else model(batch)
+        yield
     finally:
         for module in training:
             module.training = True

@@ -85,8 +85,9 @@ class Estimated(torch.autograd.Function):
     ) -> Tensor:
         codes = (low, high, unit)
         ctx.codes = None if isinstance(low, Tensor) else codes
-        ctx.save_for_backward(x, scale, *(q for q in codes if isinstance(q, Tensor)))
         ctx.estimator, ctx.delta = estimator, delta
+        ctx.saves_input = torch.compiler.is_compiling() and x.device.type == "cpu"
+        ctx.save_for_backward(x, scale, *(q for q in codes if isinstance(q, Tensor)))
         return value.view_as(value)
 
     @staticmethod
@@ -94,7 +95,10 @@ class Estimated(torch.autograd.Function):
         x, scale, *codes = ctx.saved_tensors
         low, high, unit = ctx.codes or codes
         x_gradient = scale_gradient = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0] and ctx.saves_input and ctx.estimator == "pwl":
+            lower, upper = torch.ops.dgcomp.clip_edges(gradient, x, scale, torch.as_tensor(low, device=x.device))
+            x_gradient = torch.where((x <= upper) & (x >= lower), gradient, 0.0)
+        elif ctx.needs_input_grad[0]:
             x_gradient = estimate_gradient(gradient, x, scale, low, high, unit, ctx.estimator, ctx.delta)
         if ctx.needs_input_grad[1] and ctx.estimator == "lsq":
             scale_gradient = _lsq_scale_gradient(gradient, x, scale, low, high, unit)
@@ -142,7 +146,7 @@ def estimate_gradient(
 
             edges = scale.detach().reshape(-1).contiguous()
             return triton_quantize.clip_gradient(gradient, x, edges, low, estimator == "mad", layout)
-    lower = torch.where(torch.as_tensor(low, device=x.device) < 0, -scale, torch.zeros_like(scale))
+    lower = _lower_edge(scale, low)
     inside = (x <= scale) & (x >= lower)
     if estimator == "mad":
         edge = torch.where(x > scale, scale, lower)
@@ -153,6 +157,26 @@ def estimate_gradient(
         rounding = (x - quantize_values(x, step, low, high)) * _reciprocal(step)[0]
         kept = (kept * (1 + delta * gradient.sign() * rounding)).to(gradient.dtype)
     return kept
+
+
+@torch.library.custom_op("dgcomp::clip_edges", mutates_args=(), tags=(torch.Tag.flexible_layout,))
+def _clip_edges(gradient: Tensor, x: Tensor, scale: Tensor, low: Tensor) -> Tensor:
+    """Lower and upper edge of the clip (2, *scale.shape); the gradient and x are not looked at.
+
+    They are there for the partitioner of torch.compile: what needs the gradient runs in backward and x is saved for
+    it. Otherwise the mask of the clip and that of a ReLU before it are made in forward and saved as bools, since they
+    are smaller; on CPU inductor stores a bool at eight times the cost of a float, and some of them transposed.
+    """
+    return torch.stack([_lower_edge(scale, low), scale])
+
+
+@_clip_edges.register_fake
+def _(gradient: Tensor, x: Tensor, scale: Tensor, low: Tensor) -> Tensor:
+    return scale.new_empty((2, *scale.shape))
+
+
+def _lower_edge(scale: Tensor, low: int | Tensor) -> Tensor:
+    return torch.where(torch.as_tensor(low, device=scale.device) < 0, -scale, torch.zeros_like(scale))
 
 
 def _lsq_scale_gradient(

@@ -16,7 +16,7 @@ def integer_matmul(x: QuantizedVectors, w: QuantizedVectors, *, scale_product_bi
     Both must be quantized along K with the same vector size and integer scales. The integers are carried in float32
     while K max(code scale_code)**2 stays below 2**24, where every partial sum is exact, else in float64 (2**53).
     `scale_product_bits` rounds the product of the two scale codes to its leading bits (VS-Quant section 5), which
-    needs a partial sum per vector. Raises ValueError for operands that do not fit.
+    needs a partial sum per vector. Raises ValueError for operands that do not fit and for less than one such bit.
     """
     if len(x.shape) != 2 or len(w.shape) != 2 or x.shape[1] != w.shape[1] or x.dim != 1 or w.dim != 1:
         raise ValueError(f"x and w must be (R, K) and (C, K), quantized along K, got {x.shape} and {w.shape}")
@@ -25,6 +25,8 @@ def integer_matmul(x: QuantizedVectors, w: QuantizedVectors, *, scale_product_bi
             f"x and w must share the vector size and have integer scales, got vectors {x.vector} and {w.vector}, "
             f"scale bits {x.scale_bits} and {w.scale_bits}"
         )
+    if scale_product_bits is not None and scale_product_bits < 1:
+        raise ValueError(f"scale_product_bits must be None or at least 1, got {scale_product_bits}")
     if scale_product_bits is None:
         total = _exact_matmul(x, w)
     else:

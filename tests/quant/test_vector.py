@@ -188,6 +188,8 @@ def test_scale_product_rounding() -> None:
     dots = (x.codes[0].double() * w.codes[0].double()).sum(-1)
     expected = (dots * (products / 16).round() * 16).sum() * x.gamma.double() * w.gamma[0].double()
     assert integer_matmul(x, w, scale_product_bits=4)[0, 0].item() == pytest.approx(expected.item(), rel=1e-6)
+    with pytest.raises(ValueError, match="scale_product_bits must be None or at least 1, got 0"):
+        integer_matmul(x, w, scale_product_bits=0)
 
 
 def test_gradient_is_straight_through() -> None:
