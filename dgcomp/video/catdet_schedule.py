@@ -9,8 +9,6 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from dgcomp.video.boxes import Boxes, contains_centers
 from dgcomp.video.catdet import CaTDet, CaTDetConfig
 from dgcomp.video.detectors import Detections, Detector, Operations
