@@ -9,7 +9,6 @@ Means over the whole picture, as in squeeze-and-excitation, stay those of the la
 A layer of stride s computes the positions from floor(x1 / s) to ceil(x2 / s): multiply-adds are counted layer by layer.
 """
 
-
 import numpy as np
 import torch.nn.functional as F
 from numpy.typing import NDArray
