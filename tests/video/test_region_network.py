@@ -41,12 +41,12 @@ def small_model(folder: Path, *, has_mean: bool) -> GraphModel:
     weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     weights |= {"b1": rng.normal(size=6).astype(np.float32), "two": np.array(2, np.float32)}
     weights |= {"axes": np.array([1, 2], np.int32), "size": np.array([2, 2], np.int32), "axis": np.array(3, np.int32)}
-    return GraphModel(write_model(folder, nodes, weights), ("out", "up"))
+    return GraphModel(write_model(folder, nodes, weights), ("out", "up")).double()
 
 
 def images() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    first, second = torch.rand(2, 1, 3, HEIGHT, WIDTH, generator=generator)
+    first, second = torch.rand(2, 1, 3, HEIGHT, WIDTH, generator=generator, dtype=torch.float64)
     return first, second
 
 
