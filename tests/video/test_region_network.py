@@ -72,8 +72,8 @@ def test_what_changed_inside_a_region(tmp_path: Path, rectangles: list[list[int]
     image = old.clone()
     reach = 16  # more than half the receptive field
     for x1, y1, x2, y2 in rectangles:  # changes far inside, so that nothing outside of the region depends on them
-        rows = slice(y1 + reach if y1 else 0, y2 - reach if y2 < HEIGHT else HEIGHT)
-        columns = slice(x1 + reach if x1 else 0, x2 - reach if x2 < WIDTH else WIDTH)
+        rows = slice(y1 + reach if y1 else 0, max(y2 - reach, 0) if y2 < HEIGHT else HEIGHT)
+        columns = slice(x1 + reach if x1 else 0, max(x2 - reach, 0) if x2 < WIDTH else WIDTH)
         image[:, :, rows, columns] = new[:, :, rows, columns]
     network.whole(old)
     outputs = network.update(image, np.array(rectangles))
@@ -93,7 +93,7 @@ def test_outside_nothing_changes(tmp_path: Path) -> None:
 
 
 def test_operations(tmp_path: Path) -> None:
-    model = small_model(tmp_path, has_mean=True)
+    model = small_model(tmp_path, has_mean=True).float()
     network = RegionNetwork(model)
     gate = 10 * 10
     whole = network.macs(np.array([[0, 0, WIDTH, HEIGHT]]), HEIGHT, WIDTH)
