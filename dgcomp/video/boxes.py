@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Boxes", "clip_boxes", "iou_matrix", "paired_iou", "suppress"]
+__all__ = ["Boxes", "clip_boxes", "contains_centers", "iou_matrix", "paired_iou", "suppress"]
 
 Boxes = NDArray[np.float64]
 
@@ -35,6 +35,14 @@ def _areas(boxes: Boxes) -> Boxes:
 def clip_boxes(boxes: Boxes, height: int, width: int) -> Boxes:
     """The parts of boxes inside a frame; a box outside of it becomes one of no area on the border."""
     return np.clip(boxes, 0, np.array([width, height, width, height], dtype=np.float64))
+
+
+def contains_centers(regions: Boxes, boxes: Boxes) -> NDArray[np.bool_]:
+    """Which of the boxes [N, 4] have their centre in at least one of the regions [R, 4]."""
+    centers = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
+    is_inside = (centers >= regions[None, :, :2]) & (centers <= regions[None, :, 2:])
+    contained: NDArray[np.bool_] = is_inside.all(axis=2).any(axis=1)
+    return contained
 
 
 def suppress(

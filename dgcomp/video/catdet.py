@@ -35,6 +35,9 @@ class CaTDetConfig:
     recheck_interval: int = 1
     """frames from one look at a proposal in which nothing was found to the next, as long as it stays in its place;
     1: look always, as the paper does. More is our addition: a cheap detector errs at the same spots of a background"""
+    whole_frame_interval: int = 0
+    """frames from one that the refinement detector computes whole to the next, the first one included; 0: none. A
+    detector with a memory needs the first; the ledger counts them"""
     tracker: TrackerConfig | None = field(default_factory=TrackerConfig)
     """None: a plain cascade, for comparison"""
 
@@ -43,6 +46,8 @@ class CaTDetConfig:
             raise ValueError(f"margin must be at least 0 pixels, got {self.margin}")
         if self.recheck_interval < 1:
             raise ValueError(f"recheck_interval must be at least 1 frame, got {self.recheck_interval}")
+        if self.whole_frame_interval < 0:
+            raise ValueError(f"whole_frame_interval must be at least 0 frames, got {self.whole_frame_interval}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,13 @@ class CaTDet:
         proposed = self._rejected.without(self.proposal.detect(frame).above(self.config.c_threshold).boxes)
         predicted = np.zeros((0, 4)) if self.tracker is None else self.tracker.predict(height, width)
         self.regions = dilate(np.concatenate((predicted, proposed)), self.config.margin, height, width)
-        refined = self.refinement.detect(frame, self.regions)
+        interval = self.config.whole_frame_interval
+        if interval and len(self.ledger.frames) % interval == 0:
+            self.regions = np.array([[0, 0, width, height]], dtype=np.float64)
+            refined, cost = self.refinement.detect(frame), self.refinement.operations(height, width)
+        else:
+            refined = self.refinement.detect(frame, self.regions)
+            cost = self.refinement.operations(height, width, self.regions)
         believed = refined.above(self.config.t_threshold)
         self._rejected.update(proposed, believed.boxes)
         if self.tracker is not None:
@@ -128,7 +139,7 @@ class CaTDet:
         self.ledger.frames.append(
             FrameRecord(
                 proposal=self.proposal.operations(height, width),
-                refinement=self.refinement.operations(height, width, self.regions),
+                refinement=cost,
                 num_proposals=len(proposed),
                 num_predictions=len(predicted),
                 union_fraction=union_fraction(self.regions, height, width),

@@ -9,9 +9,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from dgcomp.video.boxes import Boxes
+from dgcomp.video.boxes import Boxes, contains_centers
 from dgcomp.video.catdet import CaTDet, CaTDetConfig
 from dgcomp.video.detectors import Detections, Detector, Operations
 from dgcomp.video.frames import Frame
@@ -111,9 +109,7 @@ class _Recorded:
         found = self._found[id(frame)]
         if regions is None:
             return found
-        centers = (found.boxes[:, None, :2] + found.boxes[:, None, 2:]) / 2
-        is_in_region = (centers >= regions[None, :, :2]) & (centers <= regions[None, :, 2:])
-        return found[np.flatnonzero(np.any(np.all(is_in_region, axis=2), axis=1))]
+        return found[contains_centers(regions, found.boxes)]
 
     def operations(self, height: int, width: int, regions: Boxes | None = None) -> Operations:
         return self._detector.operations(height, width, regions)

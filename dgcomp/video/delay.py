@@ -14,7 +14,7 @@ from dgcomp.video.aggregate import WINDOW, Mode, harmonic_delay, mean_delays
 from dgcomp.video.average_precision import VOCPrecision, voc_precision
 from dgcomp.video.columns import Bools, Floats
 from dgcomp.video.difficulty import Difficulty
-from dgcomp.video.evaluation import evaluate
+from dgcomp.video.evaluation import Evaluation, evaluate
 from dgcomp.video.operating import FALSE_POSITIVE_RATIOS, check_ratios, exact_points, official_points
 from dgcomp.video.streaming import LatencyMs, as_streamed, lengths
 from dgcomp.video.tracks import ImageSize, Tracks
@@ -140,14 +140,7 @@ def average_delay(
     """
     ratios = check_ratios(false_positive_ratios)
     if latency_ms is not None:
-        if frame_rate_hz is None:
-            raise ValueError("latency_ms needs frame_rate_hz, the number of frames a second")
-        detections = as_streamed(
-            detections,
-            latency_ms=latency_ms,
-            frame_rate_hz=frame_rate_hz,
-            num_frames=lengths(ground_truth, detections) | dict(num_frames or {}),
-        )
+        detections = _streamed(ground_truth, detections, latency_ms, frame_rate_hz, num_frames)
     one = evaluate(
         ground_truth,
         detections,
@@ -160,6 +153,26 @@ def average_delay(
         num_frames=num_frames,
         image_size=image_size,
     )
+    return _at_ratios(one, mode, ratios, window, frame_rate_hz)
+
+
+def _streamed(
+    ground_truth: Mapping[Any, Any],
+    detections: Mapping[Any, Any],
+    latency_ms: LatencyMs,
+    frame_rate_hz: float | None,
+    num_frames: Mapping[Any, int] | None,
+) -> Mapping[Any, Any]:
+    if frame_rate_hz is None:
+        raise ValueError("latency_ms needs frame_rate_hz, the number of frames a second")
+    known = lengths(ground_truth, detections) | dict(num_frames or {})
+    return as_streamed(detections, latency_ms=latency_ms, frame_rate_hz=frame_rate_hz, num_frames=known)
+
+
+def _at_ratios(
+    one: Evaluation, mode: Mode, ratios: Floats, window: int | None, frame_rate_hz: float | None
+) -> DelayResult:
+    """Delays at the thresholds of the false-positive ratios [A]."""
     score, false_positive = one.data.detections.score, one.matches.false_positive
     num_boxes = len(one.data.ground_truth)
     choose = official_points if mode == "official" else exact_points

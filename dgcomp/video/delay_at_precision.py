@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dgcomp.video.aggregate import Mode, mean_delays
 from dgcomp.video.columns import Bools, Floats
@@ -83,34 +84,48 @@ def mean_delay(
         num_frames=num_frames,
         image_size=image_size,
     )
-    names, found = one.data.classes, one.data.detections
-    codes = np.unique(one.data.ground_truth.label)
-    groups = [codes[i : i + 1] for i in range(len(codes))] if per_class else [codes]
-    points = []
-    for group in groups:
-        own = np.isin(found.label, group)
-        hit, false = one.matches.true_positive[own], one.matches.false_positive[own]
-        points.append(precision_point(found.score[own], found.label[own], hit, false, precision))
-    thresholds = {names[c]: point[0] for group, point in zip(groups, points, strict=True) for c in group}
+    points = _points(one, precision, per_class=per_class)
+    names = one.data.classes
+    thresholds = {names[code]: point[0] for codes, point in points for code in codes}
     delays, detected = _delays(one, np.array([thresholds[label] for label in one.tracks.label]))
-    class_delays = {}
-    for label in dict.fromkeys(one.tracks.label):
-        own = np.array([label == other for other in one.tracks.label])
-        mean = mean_delays(delays[None, own], detected[None, own], mode=mode, window=window)
-        class_delays[label] = float(mean[0])
+    class_delays = _class_delays(one, delays, detected, mode, window)
     return MeanDelayResult(
         mean_delay=float(np.mean(list(class_delays.values()))),
         class_delays=class_delays,
         class_thresholds=thresholds,
-        precision=float(np.mean([point[1] for point in points])),
-        saturated=all(point[2] for point in points),
-        reached=all(np.isfinite(point[1]) for point in points),
+        precision=float(np.mean([point[1] for _, point in points])),
+        saturated=all(point[2] for _, point in points),
+        reached=all(np.isfinite(point[1]) for _, point in points),
         track_delays=delays,
         detected=detected,
         tracks=one.tracks,
         mode=mode,
         window=window,
     )
+
+
+def _points(
+    one: Evaluation, precision: float, *, per_class: bool
+) -> list[tuple[NDArray[np.int64], tuple[float, float, bool]]]:
+    """Classes of the ground truth that share a threshold, and their threshold, its precision and whether saturated."""
+    found = one.data.detections
+    codes = np.unique(one.data.ground_truth.label)
+    points = []
+    for group in [codes[i : i + 1] for i in range(len(codes))] if per_class else [codes]:
+        own = np.isin(found.label, group)
+        hit, false = one.matches.true_positive[own], one.matches.false_positive[own]
+        points.append((group, precision_point(found.score[own], found.label[own], hit, false, precision)))
+    return points
+
+
+def _class_delays(one: Evaluation, delays: Floats, detected: Bools, mode: Mode, window: int | None) -> dict[Any, float]:
+    """Mean delay of each class's objects."""
+    class_delays = {}
+    for label in dict.fromkeys(one.tracks.label):
+        own = np.array([label == other for other in one.tracks.label])
+        mean = mean_delays(delays[None, own], detected[None, own], mode=mode, window=window)
+        class_delays[label] = float(mean[0])
+    return class_delays
 
 
 def _delays(one: Evaluation, thresholds: Floats) -> tuple[Floats, Bools]:

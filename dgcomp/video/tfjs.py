@@ -10,7 +10,7 @@ Format: the interface `ModelJSON` of TensorFlow.js; operators: TensorFlow's `Nod
 import base64
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ __all__ = ["GraphModel"]
 
 
 @dataclass(frozen=True)
-class _Node:
+class Node:
     name: str
     operator: str
     inputs: tuple[str, ...]
@@ -45,29 +45,38 @@ class GraphModel(nn.Module):
     def __init__(self, path: str | Path, outputs: tuple[str, ...]) -> None:
         super().__init__()
         nodes, weights = _read(Path(path))
-        self._outputs = outputs
-        self._nodes = [nodes[name] for name in _needed(nodes, outputs)]
-        unknown = sorted({node.operator for node in self._nodes} - set(_OPERATORS) - {"Const", "Placeholder"})
+        self.outputs = outputs
+        self.nodes = [nodes[name] for name in _needed(nodes, outputs)]
+        unknown = sorted({node.operator for node in self.nodes} - set(OPERATORS) - {"Const", "Placeholder"})
         if unknown:
-            known = ", ".join(sorted(_OPERATORS))
+            known = ", ".join(sorted(OPERATORS))
             raise ValueError(f"path {path} has operators {', '.join(unknown)} that this reader lacks; it has {known}")
-        self._buffer_of = {node.name: f"w{i}" for i, node in enumerate(self._nodes) if node.operator == "Const"}
-        filters = {node.inputs[1]: node for node in self._nodes if _OPERATORS.get(node.operator) is _convolution}
+        self._buffer_of = {node.name: f"w{i}" for i, node in enumerate(self.nodes) if node.operator == "Const"}
+        filters = {node.inputs[1]: node for node in self.nodes if OPERATORS.get(node.operator) is convolution}
         for name, buffer in self._buffer_of.items():
             value = weights[name]
             self.register_buffer(buffer, _as_filters(filters[name], value) if name in filters else value)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Values of the outputs for `images` [N, C, H, W]."""
+        values = self.values(images)
+        return tuple(values[name] for name in self.outputs)
+
+    def values(self, images: Tensor) -> dict[str, Tensor]:
+        """Values of all nodes for `images` [N, C, H, W], constants too."""
         values: dict[str, Tensor] = {}
-        for node in self._nodes:
+        for node in self.nodes:
             if node.operator == "Placeholder":
                 values[node.name] = images
             elif node.operator == "Const":
-                values[node.name] = self.get_buffer(self._buffer_of[node.name])
+                values[node.name] = self.constant(node.name)
             else:
-                values[node.name] = _OPERATORS[node.operator](node, *(values[name] for name in node.inputs))
-        return tuple(values[name] for name in self._outputs)
+                values[node.name] = OPERATORS[node.operator](node, *(values[name] for name in node.inputs))
+        return values
+
+    def constant(self, name: str) -> Tensor:
+        """Weight, bias or number of a node of kind Const; filters are in torch's order."""
+        return self.get_buffer(self._buffer_of[name])
 
     def macs(self, height: int, width: int) -> int:
         """Multiply-adds of all convolutions for one image of `height` x `width`, by running on the meta device."""
@@ -85,7 +94,7 @@ def _on_meta(model: GraphModel) -> GraphModel:
     return copy.deepcopy(model).to("meta")
 
 
-def _needed(nodes: dict[str, _Node], outputs: tuple[str, ...]) -> list[str]:
+def _needed(nodes: dict[str, Node], outputs: tuple[str, ...]) -> list[str]:
     """Names of all nodes that `outputs` depend on, each after its inputs."""
     missing = [name for name in outputs if name not in nodes]
     if missing:
@@ -105,7 +114,7 @@ def _needed(nodes: dict[str, _Node], outputs: tuple[str, ...]) -> list[str]:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> tuple[dict[str, _Node], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[dict[str, Node], dict[str, Tensor]]:
     document = json.loads(path.read_text())
     if document.get("format") != "graph-model":
         raise ValueError(f"path {path} must be a TensorFlow.js graph model, got format {document.get('format')!r}")
@@ -113,7 +122,7 @@ def _read(path: Path) -> tuple[dict[str, _Node], dict[str, Tensor]]:
     for entry in document["modelTopology"]["node"]:
         inputs = tuple(name.split(":")[0] for name in entry.get("input", ()) if not name.startswith("^"))
         attributes = {key: _attribute(value) for key, value in entry.get("attr", {}).items()}
-        nodes[entry["name"]] = _Node(entry["name"], entry["op"], inputs, attributes)
+        nodes[entry["name"]] = Node(entry["name"], entry["op"], inputs, attributes)
     weights: dict[str, Tensor] = {}
     for group in document["weightsManifest"]:
         data = b"".join((path.parent / shard).read_bytes() for shard in group["paths"])
@@ -146,28 +155,30 @@ def _weights(entries: list[dict[str, Any]], data: bytes) -> dict[str, Tensor]:
 # --- operators --------------------------------------------------------------------------------------------------------
 
 
-def _as_filters(node: _Node, weight: Tensor) -> Tensor:
+def _as_filters(node: Node, weight: Tensor) -> Tensor:
     """A convolution's weight [height, width, inputs, outputs] in torch's order [outputs, inputs / groups, ...]."""
     if _is_depthwise(node):
         return weight.permute(2, 3, 0, 1).flatten(0, 1)[:, None].contiguous()
     return weight.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
 
 
-def _is_depthwise(node: _Node) -> bool:
+def _is_depthwise(node: Node) -> bool:
     return "Depthwise" in node.operator
 
 
-def _convolution(node: _Node, x: Tensor, filters: Tensor, bias: Tensor | None = None) -> Tensor:
+def convolution(node: Node, x: Tensor, filters: Tensor, bias: Tensor | None = None) -> Tensor:
     """Conv2D, DepthwiseConv2dNative and their fused forms."""
-    _, *stride, _ = node.attributes["strides"]
-    _, *dilation, _ = node.attributes["dilations"]
-    padding: Any = 0
-    if node.attributes["padding"] == "SAME":
-        left, right, top, bottom = _same_padding(x.shape[2:], filters.shape[2:], stride, dilation)
-        if (left, top) == (right, bottom):
-            padding = (top, left)
-        else:
-            x = F.pad(x, (left, right, top, bottom))
+    left, right, top, bottom = padding_of(node, x.shape[2:], filters.shape[2:])
+    if (left, top) == (right, bottom):
+        return convolve(node, x, filters, bias, (top, left))
+    return convolve(node, F.pad(x, (left, right, top, bottom)), filters, bias)
+
+
+def convolve(
+    node: Node, x: Tensor, filters: Tensor, bias: Tensor | None = None, padding: tuple[int, int] = (0, 0)
+) -> Tensor:
+    """A node's convolution with the padding [vertical, horizontal] given, and its activations."""
+    stride, dilation = steps_of(node)
     groups = x.shape[1] if _is_depthwise(node) else 1
     y = F.conv2d(x, filters, bias, stride, padding, dilation, groups)
     for fused in node.attributes.get("fused_ops") or ():
@@ -176,16 +187,27 @@ def _convolution(node: _Node, x: Tensor, filters: Tensor, bias: Tensor | None = 
     return y
 
 
-def _same_padding(size: Any, kernel: Any, stride: list[int], dilation: list[int]) -> list[int]:
-    """TensorFlow's "SAME": ceil(size / stride) outputs, an odd pixel of padding goes to the end."""
+def steps_of(node: Node) -> tuple[list[int], list[int]]:
+    """Strides and dilations of a convolution, vertical and horizontal."""
+    return node.attributes["strides"][1:3], node.attributes["dilations"][1:3]
+
+
+def padding_of(node: Node, size: Sequence[int], kernel: Sequence[int]) -> list[int]:
+    """Zeros to the left, right, top and bottom of a convolution's input of `size` [height, width].
+
+    TensorFlow's "SAME": ceil(size / stride) outputs, an odd pixel of padding goes to the end.
+    """
+    if node.attributes["padding"] != "SAME":
+        return [0, 0, 0, 0]
     padding: list[int] = []
+    stride, dilation = steps_of(node)
     for n, k, s, d in zip(size, kernel, stride, dilation, strict=True):
         total = max((math.ceil(n / s) - 1) * s + (k - 1) * d + 1 - n, 0)
         padding = [total // 2, total - total // 2, *padding]
     return padding
 
 
-def _upsample(node: _Node, x: Tensor, size: Tensor) -> Tensor:
+def upsample(node: Node, x: Tensor, size: Tensor | None = None) -> Tensor:
     """Bilinear, twice as large, output pixel i at i / 2 of the input (no half-pixel centres), as TensorFlow 1 does.
 
     The target size in the graph is a constant for the size it was exported at; twice the input holds for every size.
@@ -203,16 +225,16 @@ def _activation(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"Relu": F.relu, "Relu6": F.relu6, "Sigmoid": torch.sigmoid}
 
-_OPERATORS: dict[str, Callable[..., Tensor]] = {
+OPERATORS: dict[str, Callable[..., Tensor]] = {
     **{name: _activation(function) for name, function in _ACTIVATIONS.items()},
     "Identity": _activation(lambda x: x),
     "Add": lambda node, x, y: x + y,
     "Mul": lambda node, x, y: x * y,
     "Mean": lambda node, x, axes: x.mean((2, 3), keepdim=True),
     "ConcatV2": lambda node, *tensors: torch.cat(tensors[:-1], 1),
-    "ResizeBilinear": _upsample,
-    "Conv2D": _convolution,
-    "_FusedConv2D": _convolution,
-    "DepthwiseConv2dNative": _convolution,
-    "FusedDepthwiseConv2dNative": _convolution,
+    "ResizeBilinear": upsample,
+    "Conv2D": convolution,
+    "_FusedConv2D": convolution,
+    "DepthwiseConv2dNative": convolution,
+    "FusedDepthwiseConv2dNative": convolution,
 }

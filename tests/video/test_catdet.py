@@ -141,6 +141,20 @@ def test_rejected_proposals_wait() -> None:
         CaTDetConfig(recheck_interval=0)
 
 
+def test_whole_frames() -> None:
+    """Every tenth frame is computed whole, and counted so."""
+    refinement = Sharp()
+    pipeline = CaTDet(Flickering(), refinement, CaTDetConfig(c_threshold=0.2, whole_frame_interval=10))
+    results = list(pipeline.run(frames()))
+    assert [number for number, regions in enumerate(refinement.seen) if regions is None] == [0, 10, 20, 30]
+    assert len(results[10]) == 2  # the second object, which no proposal shows before frame 12
+    for number, record in enumerate(pipeline.ledger.frames):
+        assert (record.refinement.mask_fraction == 1) == (number % 10 == 0)
+        assert (record.union_fraction == 1) == (number % 10 == 0)
+    with pytest.raises(ValueError, match="whole_frame_interval must be at least 0 frames, got -1"):
+        CaTDetConfig(whole_frame_interval=-1)
+
+
 def test_a_new_video_starts_afresh() -> None:
     pipeline = CaTDet(Flickering(), Sharp(), CaTDetConfig(c_threshold=0.2))
     first = [one.boxes.tolist() for one in pipeline.run(frames())]

@@ -148,6 +148,8 @@ def test_centernet_on_regions(tmp_path: Path) -> None:
     part = detector.detect(frame, regions)
     assert part.boxes.tolist() == [[12, 32, 28, 48]]
     assert len(detector.detect(frame, regions[:0])) == 0
+    # In the rectangle of 32 x 32 around this region, but not in the region itself.
+    assert len(detector.detect(frame, np.array([[30.0, 40, 36, 44]]))) == 0
     macs_per_pixel = 3 * 84  # 4 x 4 x 3 x 84 for each 4 x 4 square
     assert detector.operations(96, 160).total == 96 * 160 * macs_per_pixel
     assert detector.operations(96, 160).mask_fraction == 1

