@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
+from benchmarks.store import describe_commit  # noqa: E402
 from dgcomp import hwmodel, quant, sparse  # noqa: E402
 from dgcomp.hwmodel import sweeps, vsquant  # noqa: E402
 from dgcomp.hwmodel.__main__ import format_rows, read_matrix_market  # noqa: E402
@@ -385,12 +385,9 @@ def keep(name: str, found: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "hardware.json"
     stored = json.loads(path.read_text()) if path.exists() else {}
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     stored[name] = {
         "command": "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": commit.stdout.strip(),
+        "commit": describe_commit(),
         "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -18,7 +18,6 @@ import fcntl
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ import torch
 
 from benchmarks import quant_tasks
 from benchmarks.quant_tasks import Experiment
+from benchmarks.store import describe_commit
 
 RESULTS = Path(__file__).parent / "results" / "quant_accuracy.json"
 EXPERIMENTS: dict[str, Callable[[argparse.Namespace], Experiment]] = {
@@ -73,7 +73,6 @@ def measure(experiment: Experiment, method: str, seed: int) -> Row:
     """The row of one method and seed."""
     start, cpu_start = time.perf_counter(), time.process_time()
     score = experiment.measure(experiment.methods[method], seed)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "experiment": experiment.title,
         "method": method,
@@ -83,7 +82,7 @@ def measure(experiment: Experiment, method: str, seed: int) -> Row:
         "seconds": round(time.perf_counter() - start, 1),
         "cpu_seconds": round(time.process_time() - cpu_start, 1),
         **experiment.facts,
-        "commit": commit.stdout.strip(),
+        "commit": describe_commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s)",

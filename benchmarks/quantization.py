@@ -16,7 +16,6 @@ import copy
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from torch.nn import functional as F
 
 from benchmarks.quant_tasks.errors import Figures, measure_clips, measure_vectors
 from benchmarks.quant_tasks.pretrained_models import ResNet
+from benchmarks.store import describe_commit
 from dgcomp import quant
 
 RESULTS = Path(__file__).parent / "results" / "quantization.json"
@@ -316,13 +316,12 @@ def measure_memory() -> list[Figures]:
 
 def save(name: str, rows: list[Figures]) -> None:
     """Append a run to the JSON file and render the newest run of each kind."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     runs = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     runs.append(
         {
             "name": name,
             "command": "python -m benchmarks.quantization " + " ".join(sys.argv[1:]),
-            "commit": commit.stdout.strip(),
+            "commit": describe_commit(),
             "torch": torch.__version__,
             "python": platform.python_version(),
             "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s)",

@@ -24,7 +24,6 @@ import argparse
 import json
 import pickle
 import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
@@ -35,6 +34,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.store import describe_commit
 from dgcomp import video
 from dgcomp.video.catdet import CaTDet, CaTDetConfig
 from dgcomp.video.centernet import CenterNet, CenterNetWithMemory
@@ -203,9 +203,8 @@ class _Whole:
 
 
 def _surroundings() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
-        "commit": commit.stdout.strip(),
+        "commit": describe_commit(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "machine": platform.machine(),
         "python": platform.python_version(),

@@ -15,6 +15,7 @@ the detections that SORT published).
 import argparse
 import contextlib
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -28,6 +29,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from benchmarks.store import describe_commit, processor
 from dgcomp import video
 from dgcomp.video.columns import DetectionRows, GroundTruthRows, load
 from dgcomp.video.report import Settings, evaluate_detector, write_report
@@ -234,13 +236,10 @@ def _draw(ground_truth: GroundTruthRows, detections: DetectionRows, folder: Path
 
 
 def _surroundings(options: argparse.Namespace) -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    cpu = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if "model name" in line] or [""]
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
-        "machine": f"{names[0]}, {len(names)} cores, {platform.system()}",
+        "commit": describe_commit(),
+        "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()}",
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "numba": numba.__version__},
         "command": "python -m benchmarks.video evaluate" + (" --data DATA" if options.data else ""),
     }

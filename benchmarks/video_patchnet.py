@@ -16,7 +16,6 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
 import time
 import zipfile
 from datetime import datetime, timezone
@@ -29,6 +28,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.store import describe_commit
 from dgcomp.video.boxes import Boxes, paired_iou
 from dgcomp.video.frames import Frame, read_frames
 from dgcomp.video.patchnet import SEARCH_SIZE, TEMPLATE_SIZE, PatchNet, operation_count
@@ -207,9 +207,8 @@ def quality(network: nn.Module, frames: list[Frame], truth: Boxes) -> dict[str, 
 
 
 def _surroundings(command: str) -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
-        "commit": commit.stdout.strip(),
+        "commit": describe_commit(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "machine": platform.machine(),
         "python": platform.python_version(),
