@@ -41,7 +41,7 @@ def contains_centers(regions: Boxes, boxes: Boxes) -> NDArray[np.bool_]:
     """Which of the boxes [N, 4] have their centre in at least one of the regions [R, 4]."""
     centers = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
     is_inside = (centers >= regions[None, :, :2]) & (centers <= regions[None, :, 2:])
-    contained: NDArray[np.bool_] = is_inside.all(axis=2).any(axis=1)
+    contained: NDArray[np.bool_] = np.any(np.all(is_inside, axis=2), axis=1)
     return contained
 
 

@@ -215,7 +215,7 @@ def check_rows(
     """Raise ValueError for the first row that no metric can use; `where(row)` says where it stands."""
     faults: list[tuple[Any, Callable[[int], str]]] = [
         (
-            ~((frame >= 0) & (frame == np.floor(frame)) & np.isfinite(frame)),
+            ~((frame >= 0) & (frame == np.floor(frame)) & (frame < 2.0**53)),
             lambda i: f"frame must be a whole number from 0 on, got {frame[i]:g}",
         ),
         (

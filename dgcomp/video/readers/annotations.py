@@ -60,14 +60,15 @@ class Lines:
             raise ValueError(f"{self.where(row)}: {name} must be a number, got {texts[row]!r}") from None
 
     def whole_numbers(self, index: int, name: str) -> list[int]:
-        """One field of all lines as integers; ValueError naming file and line."""
+        """One field of all lines as integers of 64 bits, exact; ValueError naming file and line."""
         values = self.column(index, name)
-        bad = ~(np.isfinite(values) & (values == np.floor(values)))
+        bad = ~((np.abs(values) < 2.0**63) & (values == np.floor(values)))
         if bad.any():
             row = int(np.argmax(bad))
             raise ValueError(f"{self.where(row)}: {name} must be a whole number, got {self.fields[row][index]!r}")
-        whole: list[int] = values.astype(np.int64).tolist()
-        return whole
+        texts = (fields[index].strip() for fields in self.fields)
+        # Beyond 2^53 two numbers can be one float.
+        return [int(text if text.isdecimal() else value) for text, value in zip(texts, values, strict=True)]
 
     def texts(self, index: int) -> list[str]:
         return [fields[index] for fields in self.fields]
@@ -95,10 +96,10 @@ def read_lines(path: Path, *, fields: Sequence[int], what: str, separator: str |
 
 
 def read_text(path: Path) -> str:
-    """Content of a file in UTF-8; ValueError naming file and line where it is something else."""
+    """Content of a file in UTF-8, with a byte order mark or without; ValueError naming file and line otherwise."""
     content = path.read_bytes()
     try:
-        return content.decode()
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(

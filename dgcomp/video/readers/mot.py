@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dgcomp.video.columns import DetectionRows, check_rows
+from dgcomp.video.columns import DetectionRows, Floats, check_rows
 from dgcomp.video.readers.annotations import (
     Annotations,
     Lines,
@@ -62,7 +62,7 @@ def read_mot_detections(
     files = sequence_files(Path(path), ["*/det/det.txt", "*.txt"], "MOT detections")
     for name, file in named(sequence, files).items():
         lines = read_lines(file, fields=range(7, 11), what="MOT detections", separator=",")
-        frame, score = lines.column(0, "frame") - 1, lines.column(6, "score")
+        frame, score = _frames(lines), lines.column(6, "score")
         found[name] = detection_rows(
             lines.where, frame, [label] * len(frame), score, _corners(lines), length=lengths.get(name)
         )
@@ -70,7 +70,7 @@ def read_mot_detections(
 
 
 def _add(result: Annotations, name: str, lines: Lines) -> None:
-    frame, corners = lines.column(0, "frame") - 1, _corners(lines)
+    frame, corners = _frames(lines), _corners(lines)
     check_rows(lines.where, frame, corners, length=result.num_frames.get(name))
     track = lines.whole_numbers(1, "id")
     counts = lines.column(6, "flag") != 0
@@ -91,7 +91,18 @@ def _add(result: Annotations, name: str, lines: Lines) -> None:
     result.ignored[name] = [(int(frame[i]), PEDESTRIAN, *corners[i].tolist()) for i in np.flatnonzero(ignored)]
 
 
-def _corners(lines: Lines) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+def _frames(lines: Lines) -> Floats:
+    """Frames counted from 0; the files count from 1."""
+    frame = lines.column(0, "frame")
+    if (frame < 1).any():
+        row = int(np.argmax(frame < 1))
+        raise ValueError(
+            f"{lines.where(row)}: frame must be a whole number from 1 on, as MOTChallenge counts, got {frame[row]:g}"
+        )
+    return frame - 1
+
+
+def _corners(lines: Lines) -> Floats:
     left, top, width, height = (lines.column(2 + i, side) for i, side in enumerate(("left", "top", "width", "height")))
     return from_corner_and_size(left, top, width, height)
 

@@ -135,7 +135,9 @@ BAD_FILES: list[tuple[Callable[..., Any], str, str, str]] = [
     (truth, "a.txt", KITTI.replace("1 3 Car", "0 3 Car"), "a.txt, line 3: track 3 has a second box in frame 0"),
     (truth, "a.txt", KITTI.replace("1 3 Car", "1 3 Bus"), "a.txt, line 3: track 3 changes class, from 'Car' to 'Bus'"),
     (truth, "a.txt", KITTI.replace("1 4 Van", "x 4 Van"), "a.txt, line 4: frame must be a number, got 'x'"),
-    (truth, "a.txt", MOT15.replace("2,1,12", "0,1,12"), "a.txt, line 2: frame must be a whole number from 0 on"),
+    (truth, "a.txt", MOT15.replace("2,1,12", "0,1,12"), "a.txt, line 2: frame must be a whole number from 1 on"),
+    (found, "a.txt", "99999999999999999999 1 0.9 1 1 5 5\n", "a.txt, line 1: frame must be a whole number from 0 on"),
+    (truth, "a.txt", MOT15.replace("2,1,12", f"2,{10**25},12"), "a.txt, line 2: id must be a whole number, got '1000"),
     (truth, "a.txt", MOT15.replace("2,1,12,20,50", "2,1,12,20,-5"), "a.txt, line 2: a box must have x1 <= x2"),
     (truth, "a.txt", MOT15.replace("2,1,12,20", "1,1,12,20"), "a.txt, line 2: track 1 has a second box in frame 0"),
     (truth, "a.txt", MOT15 + "\n3,4\n", "a.txt, line 5: a line of MOT ground truth has 7 to 10 fields, got 2"),
@@ -158,6 +160,22 @@ BAD_FILES: list[tuple[Callable[..., Any], str, str, str]] = [
     (truth, "a.json", changed(bbox=[1, 2, 3]), r"a.json, annotations\[0\]: bbox must be \[left, top, width, height\]"),
     (truth, "a.json", changed(bbox=[1, 2, -3, 4]), r"a.json, annotations\[0\]: a box must have x1 <= x2"),
 ]  # fmt: skip
+
+
+def test_files_from_elsewhere(tmp_path: Path) -> None:
+    """Windows line ends, a byte order mark, frames in any order, no line at all, numbers that only fit in 64 bits."""
+    lines = KITTI.splitlines()
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    (tmp_path / "b.txt").write_text("\n".join(reversed(lines)))
+    windows, backwards = (
+        video.read_ground_truth(tmp_path / name, sequence="s").ground_truth["s"] for name in ("a.txt", "b.txt")
+    )
+    assert sorted(windows) == sorted(backwards)
+    (tmp_path / "c.txt").write_text("\n")
+    assert video.read_ground_truth(tmp_path / "c.txt", "kitti").ground_truth == {"c": []}
+    near = 2**60
+    (tmp_path / "d.txt").write_text(f"1,{near},1,1,5,5,1\n1,{near + 1},9,1,5,5,1\n")
+    assert [row[1] for row in video.read_ground_truth(tmp_path / "d.txt", "mot").ground_truth["d"]] == [near, near + 1]
 
 
 @pytest.mark.parametrize("case", range(len(BAD_FILES)))
