@@ -73,7 +73,7 @@ def multiply_rows(
             _add_products(aj, ax, bp, bj, bx, first, last, bits0, bits1, bits2, sums)
             o = _take_sums(bits0, bits1, bits2, sums, cj, cx, o)
         cp[row + 1] = o - U(offset)
-    return np.int64(o - U(offset))
+    return int(o - U(offset))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -163,7 +163,7 @@ def _rank(seen: Array, count: Any, ranks: Array) -> bool:
     total = np.int32(0)
     for t in range(count):
         total = np.int32(total + ranks[t])
-    return total == np.int64(count * (count - ONE) >> ONE)  # 0, 1, ... count - 1 add up to it, equal ones to less
+    return bool(total == np.int64(count * (count - ONE) >> ONE))  # 0, 1, ... count - 1 add up to it, equal ones to less
 
 
 @numba.njit(nogil=True)
