@@ -30,6 +30,7 @@ from torch import Tensor
 from benchmarks.store import describe_commit, processor
 from dgcomp import kernels
 from dgcomp.kernels.threads import run, split
+from dgcomp.memory import GradientMemory, ParameterSettings
 from dgcomp.select import next_threshold, select_fixed
 
 RESULTS = Path(__file__).parent / "results"
@@ -47,10 +48,12 @@ def _triad(a: Any, b: Any, c: Any, first: int, last: int) -> None:
 
 
 class Step:
-    """The state of one tensor under this package, stepped with one gradient after another."""
+    """One tensor under this package, in the memory that it takes for it, stepped with one gradient after another."""
 
     def __init__(self, numel: int, density: float) -> None:
-        self.momentum, self.residual = torch.zeros(numel), torch.zeros(numel)
+        parameter = torch.empty(1, numel)  # a matrix: vectors are leftovers
+        memory = GradientMemory([("weight", parameter)], {"weight": ParameterSettings(MOMENTUM, False, 0.0)})
+        self.momentum, self.residual = memory.momentum, memory.residual
         self.k = max(round(numel * density), 1)
         self.threshold, self.step, self.count = math.inf, 0, 0
 
@@ -272,7 +275,7 @@ def _write(result: dict[str, Any], folder: Path) -> None:
         f"{about['machine']}; {about['versions']}; commit {about['commit']}; {about['time']}; `{about['command']}`",
         f"{result['numel']:,} elements, momentum {MOMENTUM}, medians of {result['rounds']} rounds. Limit: the time in "
         "which a triad, timed in the same round with the same threads, moves 20 bytes an element (18 in bfloat16). The "
-        "step may come out below 1: a triad also reads the lines that it writes, which its 12 bytes do not count.",
+        "step may come out below 1: a triad also reads the lines that it writes, which its 12 bytes do not count, and u and v lie in huge pages, as in training.",
         _table(result["speed"]),
         "## Parts, fp32, one thread, milliseconds",
         _table([result["parts_ms"]]),
