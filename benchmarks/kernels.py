@@ -275,7 +275,8 @@ def _write(result: dict[str, Any], folder: Path) -> None:
         f"{about['machine']}; {about['versions']}; commit {about['commit']}; {about['time']}; `{about['command']}`",
         f"{result['numel']:,} elements, momentum {MOMENTUM}, medians of {result['rounds']} rounds. Limit: the time in "
         "which a triad, timed in the same round with the same threads, moves 20 bytes an element (18 in bfloat16). The "
-        "step may come out below 1: a triad also reads the lines that it writes, which its 12 bytes do not count, and u and v lie in huge pages, as in training.",
+        "step may come out below 1: a triad also reads the lines that it writes, which its 12 bytes do not count, and "
+        "u and v lie in huge pages, as in training.",
         _table(result["speed"]),
         "## Parts, fp32, one thread, milliseconds",
         _table([result["parts_ms"]]),
