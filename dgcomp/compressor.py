@@ -350,10 +350,14 @@ class Compressor:
         count_step(self.counters, self.memory, step, report, dense_bytes, self.world_size)
         if self._auto and step.density == self.config.density < 1.0:
             self._auto.observe(sum(report.milliseconds.values()) * 1e-3)
+        self._forget_step()
+        return report.is_finite
+
+    def _forget_step(self) -> None:
+        """Drop what was taken for a step, complete or not."""
         self._step = None
         self._buffers, self._gradients = [], {}
         self._dense_parts, self._node_sums, self._is_finite = [], [], True
-        return report.is_finite
 
     def _by_parameter(self, by_name: Mapping[str, Tensor]) -> dict[Tensor, Tensor]:
         return {slot.parameter: by_name[slot.name] for slot in self.memory.slots if slot.name in by_name}

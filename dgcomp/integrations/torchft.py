@@ -68,9 +68,7 @@ class QuorumCompressor(Compressor):
         for name, value in kept["attributes"].items():
             setattr(self.memory, name, copy.copy(value))
         self.counters.steps = kept["steps"]
-        self._step, self._is_finite = None, True
-        self._gradients = {}
-        self._buffers, self._dense_parts, self._node_sums = [], [], []
+        self._forget_step()
 
 
 class ManagedLocalSGD(LocalSGD):
