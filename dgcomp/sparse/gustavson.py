@@ -234,8 +234,6 @@ def multiply_long_rows(
     bits0 = np.zeros((num_columns >> 6) + 1, np.uint64)
     bits1 = np.zeros((num_columns >> 12) + 1, np.uint64)
     bits2 = np.zeros((num_columns >> 18) + 1, np.uint64)
-    every = np.arange(len(bits0))
-    found = np.empty_like(every)
     num_entries = U(len(aj))
     for row in range(start, stop):
         first, last, o = U(ap[row]), U(ap[row + 1]), U(cp[row])
@@ -259,33 +257,47 @@ def multiply_long_rows(
                     bits2[w >> TWELVE] |= ONE << ((w >> SIX) & LOW)
             for q in range(U(bp[k]), U(bp[k + ONE])):
                 sums[U(bj[q])] += a * bx[q]
-        num_found = U(len(every))
-        if not sweep:
-            num_found = U(0)
-            for c in range(U(len(bits2))):
-                top = bits2[c]
-                bits2[c] = 0
-                while top:
-                    b = (c << SIX) | trailing_zeros(top)
-                    top &= top - ONE
-                    middle = bits1[b]
-                    bits1[b] = 0
-                    while middle:
-                        found[num_found] = (b << SIX) | trailing_zeros(middle)
-                        middle &= middle - ONE
-                        num_found += ONE
-        listed = every if sweep else found
-        for t in range(num_found):
-            w = U(listed[t])
-            word = bits0[w]
-            bits0[w] = 0
-            while word:
-                j = (w << SIX) | trailing_zeros(word)
-                word &= word - ONE
-                cj[o] = j
-                cx[o] = sums[j]
-                sums[j] = 0
-                o += ONE
+        if sweep:
+            for word in range(U(len(bits0))):
+                o = _take_word(word, bits0, sums, cj, cx, o)
+        else:
+            take_sums(bits0, bits1, bits2, sums, cj, cx, o)
+
+
+@numba.njit(nogil=True)
+def take_sums(bits0: Array, bits1: Array, bits2: Array, sums: Array, cj: Array, cx: Array, o: Any) -> Any:
+    """Move a row's sums from the dense accumulator to C from entry o on, columns ascending; the entry after the last.
+
+    bits0 has a bit for each column, bits1 one for each word of bits0 that is not empty, bits2 one for each of bits1;
+    all are left zero, as are the sums.
+    """
+    for c in range(U(len(bits2))):
+        top = bits2[c]
+        bits2[c] = 0
+        while top:
+            b = (c << SIX) | trailing_zeros(top)
+            top &= top - ONE
+            middle = bits1[b]
+            bits1[b] = 0
+            while middle:
+                o = _take_word((b << SIX) | trailing_zeros(middle), bits0, sums, cj, cx, o)
+                middle &= middle - ONE
+    return o
+
+
+@numba.njit(nogil=True)
+def _take_word(w: Any, bits: Array, sums: Array, cj: Array, cx: Array, o: Any) -> Any:
+    """The same for the 64 columns of one word."""
+    word = bits[w]
+    bits[w] = 0
+    while word:
+        j = (w << SIX) | trailing_zeros(word)
+        word &= word - ONE
+        cj[o] = j
+        cx[o] = sums[j]
+        sums[j] = 0
+        o += ONE
+    return o
 
 
 @numba.njit(cache=True, nogil=True)

@@ -22,7 +22,7 @@ from dgcomp.sparse.gustavson import (
     TWICE_AHEAD,
     U,
     prefetch,
-    trailing_zeros,
+    take_sums,
 )
 
 __all__ = ["close_gap", "multiply_rows"]
@@ -71,7 +71,7 @@ def multiply_rows(
             o += count
         else:
             _add_products(aj, ax, bp, bj, bx, first, last, bits0, bits1, bits2, sums)
-            o = _take_sums(bits0, bits1, bits2, sums, cj, cx, o)
+            o = take_sums(bits0, bits1, bits2, sums, cj, cx, o)
         cp[row + 1] = o - U(offset)
     return int(o - U(offset))
 
@@ -181,29 +181,3 @@ def _add_products(
             bits1[w >> SIX] |= ONE << (w & LOW)
             bits2[w >> TWELVE] |= ONE << ((w >> SIX) & LOW)
             sums[j] += a * bx[q]
-
-
-@numba.njit(nogil=True)
-def _take_sums(bits0: Array, bits1: Array, bits2: Array, sums: Array, cj: Array, cx: Array, o: Any) -> Any:
-    """Move what `_add_products` left to C from entry o on, columns ascending; returns the entry after the last."""
-    for c in range(U(len(bits2))):
-        top = bits2[c]
-        bits2[c] = 0
-        while top:
-            b = (c << SIX) | trailing_zeros(top)
-            top &= top - ONE
-            middle = bits1[b]
-            bits1[b] = 0
-            while middle:
-                w = (b << SIX) | trailing_zeros(middle)
-                middle &= middle - ONE
-                word = bits0[w]
-                bits0[w] = 0
-                while word:
-                    j = (w << SIX) | trailing_zeros(word)
-                    word &= word - ONE
-                    cj[o] = j
-                    cx[o] = sums[j]
-                    sums[j] = 0
-                    o += ONE
-    return o
