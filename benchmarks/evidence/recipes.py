@@ -101,6 +101,10 @@ METHODS = {
     "dgc-no-warmup": Method("DGC without warm-up", (*_DGC, *_PAPER, "--warmup-epochs", "0")),
     "dgc-current-rate": Method("DGC, late updates at the current rate", (*_DGC, *_PAPER, "--late-rate", "current")),
     "dgc-1-percent": Method("DGC at 1 %", ("--compress", "dgc", "--density", "0.01", "--flush", *_PAPER)),
+    # 0.3 % at 4 bits and 10 for the position take the bytes of the paper's 0.1 % at 32 and 16
+    "dgc-equal-bytes": Method(
+        "DGC at 0.3 %, 4-bit values: the paper's bytes", ("--compress", "dgc", "--density", "0.003", "--flush", *_INT4)
+    ),
     "powersgd-1": Method("PowerSGD, rank 1", ("--compress", "powersgd", "--powersgd-rank", "1")),
     "powersgd": Method("PowerSGD, rank 4", ("--compress", "powersgd", "--powersgd-rank", "4")),
     "demo-like": Method("DeMo-like (ours), 0.8 %", ("--compress", "demo-like", "--optimizer", "sgd")),
@@ -117,7 +121,7 @@ METHODS = {
 _MAIN = ("dense", "dgc", "drop", "dgc-int4")
 _MOMENTUM_PARTS = ("dgc-no-correction", "dgc-no-masking", "dgc-no-warmup", "dgc-current-rate")
 _PEERS = ("powersgd-1", "powersgd", "fp16")
-_LONGER = (*_MAIN, "dgc-local-adam", "powersgd-1", "powersgd")
+_LONGER = (*_MAIN, "dgc-equal-bytes", "dgc-local-adam", "powersgd-1", "powersgd")
 
 
 def _image_options(epochs: int) -> tuple[str, ...]:
@@ -130,13 +134,13 @@ TASKS = {
         "Fashion-MNIST, small VGG, SGD with momentum",
         _image_options(3),
         warmup_epochs=0.5,
-        methods=(*_MAIN, *_MOMENTUM_PARTS, "dgc-1-percent", *_PEERS, "octav4", "dgc-octav4"),
+        methods=(*_MAIN, *_MOMENTUM_PARTS, "dgc-1-percent", "dgc-equal-bytes", *_PEERS, "octav4", "dgc-octav4"),
     ),
     "speech": Task(
         "Speech Commands, GRU, Nesterov momentum and clipping",
         ("--task", "speech", "--model", "gru", "--epochs", "12", "--batch-size", "32", "--learning-rate", "0.2"),
         warmup_epochs=2,
-        methods=(*_MAIN, *_MOMENTUM_PARTS, "dgc-no-clipping", "dgc-1-percent", *_PEERS),
+        methods=(*_MAIN, *_MOMENTUM_PARTS, "dgc-no-clipping", "dgc-1-percent", "dgc-equal-bytes", *_PEERS),
     ),
     "word-lm": Task(
         "King James Bible, word LSTM, SGD with clipping",
@@ -146,7 +150,15 @@ TASKS = {
             *("--epochs", "3", "--batch-size", "16", "--learning-rate", "20"),
         ),
         warmup_epochs=0.5,
-        methods=(*_MAIN, "dgc-no-clipping", "dgc-no-warmup", "dgc-current-rate", "dgc-1-percent", *_PEERS),
+        methods=(
+            *_MAIN,
+            "dgc-no-clipping",
+            "dgc-no-warmup",
+            "dgc-current-rate",
+            "dgc-1-percent",
+            "dgc-equal-bytes",
+            *_PEERS,
+        ),
         is_perplexity=True,
     ),
     "char-gpt": Task(
@@ -163,6 +175,7 @@ TASKS = {
             "dgc-no-clipping",
             "dgc-no-warmup",
             "dgc-1-percent",
+            "dgc-equal-bytes",
             *_PEERS,
             "demo-like",
             "octav4",
@@ -220,19 +233,24 @@ def _longer(task: Task, factor: int) -> Task:
     )
 
 
-LENGTHS = {task: (task, *(f"{task}-{factor}x" for factor in (2, 4))) for task in SMALL_TASKS}
+_FACTORS = {"image": (2, 4), "speech": (2, 4), "word-lm": (2, 4, 16), "char-gpt": (2, 4, 16)}
+LENGTHS = {task: (task, *(f"{task}-{factor}x" for factor in factors)) for task, factors in _FACTORS.items()}
 """names of each small task with ever more steps"""
-TASKS |= {f"{task}-{factor}x": _longer(TASKS[task], factor) for factor in (2, 4) for task in SMALL_TASKS}
+TASKS |= {f"{task}-{factor}x": _longer(TASKS[task], factor) for task, factors in _FACTORS.items() for factor in factors}
 
 _FOUR_TIMES = tuple(names[2] for names in LENGTHS.values())
+_SIXTEEN_TIMES = tuple(names[3] for names in LENGTHS.values() if len(names) > 3)
 
 GROUPS = {
     "main": (SMALL_TASKS, _MAIN),
     "parts": (SMALL_TASKS, ("dgc-local-adam", *_MOMENTUM_PARTS, "dgc-no-clipping", "dgc-1-percent")),
+    "equal bytes": (SMALL_TASKS, ("dgc-equal-bytes",)),
     "peers": (SMALL_TASKS, (*_PEERS, "demo-like", "octav4", "dgc-octav4")),
     "twice": (("image-2x",), ("dense", "dgc")),
     "four times": (_FOUR_TIMES, ("dense", "dgc")),
-    "four times, others": (_FOUR_TIMES, ("dgc-int4", "drop", "dgc-local-adam")),
+    "four times, others": (_FOUR_TIMES, ("dgc-int4", "drop", "dgc-equal-bytes", "dgc-local-adam")),
+    "sixteen times": (_SIXTEEN_TIMES, ("dense", "dgc")),
+    "sixteen times, others": (_SIXTEEN_TIMES, ("drop", "dgc-local-adam")),
     "four times, peers": (_FOUR_TIMES[:1], ("powersgd-1", "powersgd")),
     "eight ranks": (("image-8-ranks",), ("dense", "dgc", "drop")),
     "large": (("fashion-resnet8", "cifar10-resnet20"), ("dense", "dgc-paper", "dgc", "dgc-int4", "drop")),
@@ -248,7 +266,7 @@ BUDGETS = {
         (
             *(("main", 0), ("twice", 0), ("four times", 0), ("four times, others", 0), ("four times, peers", 0)),
             *(("parts", 0), ("four times", 1), ("peers", 0), ("four times", 2), ("eight ranks", 0)),
-            *(("main", 1), ("main", 2), ("parts", 1)),
+            *(("equal bytes", 0), ("sixteen times", 0), ("main", 1), ("main", 2), ("parts", 1)),
         ),
     ),
     "24h": Budget(86_400, tuple((group, seed) for seed in range(5) for group in GROUPS if group != "smoke")),
