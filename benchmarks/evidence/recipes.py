@@ -84,6 +84,9 @@ class Budget:
 
 
 _DGC = ("--compress", "dgc", "--density", "0.001", "--flush")
+_EQUAL_BYTES = ("--compress", "dgc", "--density", "0.003", "--flush", "--codec", "int4", "--leftover-codec", "int4")
+"""0.3 % at 4 bits and 10 for the position: the bytes of the paper's 0.1 % at 32 and 16"""
+_LOCAL_ADAM = ("--local-adam", "--optimizer", "sgd")
 _PAPER = ("--codec", "paper", "--leftover-codec", "fp32")
 _INT4 = ("--codec", "int4", "--leftover-codec", "int4")
 
@@ -101,15 +104,13 @@ METHODS = {
     "dgc-no-warmup": Method("DGC without warm-up", (*_DGC, *_PAPER, "--warmup-epochs", "0")),
     "dgc-current-rate": Method("DGC, late updates at the current rate", (*_DGC, *_PAPER, "--late-rate", "current")),
     "dgc-1-percent": Method("DGC at 1 %", ("--compress", "dgc", "--density", "0.01", "--flush", *_PAPER)),
-    # 0.3 % at 4 bits and 10 for the position take the bytes of the paper's 0.1 % at 32 and 16
-    "dgc-equal-bytes": Method(
-        "DGC at 0.3 %, 4-bit values: the paper's bytes", ("--compress", "dgc", "--density", "0.003", "--flush", *_INT4)
-    ),
+    "dgc-equal-bytes": Method("DGC at 0.3 %, 4-bit values: the paper's bytes", _EQUAL_BYTES),
     "powersgd-1": Method("PowerSGD, rank 1", ("--compress", "powersgd", "--powersgd-rank", "1")),
     "powersgd": Method("PowerSGD, rank 4", ("--compress", "powersgd", "--powersgd-rank", "4")),
     "demo-like": Method("DeMo-like (ours), 0.8 %", ("--compress", "demo-like", "--optimizer", "sgd")),
-    "dgc-local-adam": Method(
-        "DGC of local Adam directions (ours)", (*_DGC, *_PAPER, "--local-adam", "--optimizer", "sgd")
+    "dgc-local-adam": Method("DGC of local Adam directions (ours)", (*_DGC, *_PAPER, *_LOCAL_ADAM)),
+    "dgc-local-adam-equal-bytes": Method(
+        "DGC of local Adam directions (ours) at 0.3 %, 4-bit values", (*_EQUAL_BYTES, *_LOCAL_ADAM)
     ),
     "fp16": Method("fp16 hook", ("--compress", "fp16")),
     "octav4": Method("dense DDP, OCTAV 4-bit training", ("--compress", "none", "--quant", "4/4")),
@@ -121,12 +122,18 @@ METHODS = {
 _MAIN = ("dense", "dgc", "drop", "dgc-int4")
 _MOMENTUM_PARTS = ("dgc-no-correction", "dgc-no-masking", "dgc-no-warmup", "dgc-current-rate")
 _PEERS = ("powersgd-1", "powersgd", "fp16")
-_LONGER = (*_MAIN, "dgc-equal-bytes", "dgc-local-adam", "powersgd-1", "powersgd")
+_LONGER = (*_MAIN, "dgc-equal-bytes", "dgc-local-adam", "dgc-local-adam-equal-bytes", "powersgd-1", "powersgd")
 
 
 def _image_options(epochs: int) -> tuple[str, ...]:
     data = ("--task", "image", "--model", "vgg", "--data", "fashion-mnist", "--size", "16000")
     return (*data, "--epochs", str(epochs), "--batch-size", "32", "--learning-rate", "0.02")
+
+
+def _word_options(*size: str) -> tuple[str, ...]:
+    data = ("--task", "word-lm", "--model", "lstm", "--data", "king-james", *size)
+    model = ("--vocabulary", "2000", "--width", "64", "--layers", "1", "--context", "20")
+    return (*data, *model, "--epochs", "3", "--batch-size", "16", "--learning-rate", "20")
 
 
 TASKS = {
@@ -144,11 +151,7 @@ TASKS = {
     ),
     "word-lm": Task(
         "King James Bible, word LSTM, SGD with clipping",
-        (
-            *("--task", "word-lm", "--model", "lstm", "--data", "king-james", "--size", "200000"),
-            *("--vocabulary", "2000", "--width", "64", "--layers", "1", "--context", "20"),
-            *("--epochs", "3", "--batch-size", "16", "--learning-rate", "20"),
-        ),
+        _word_options("--size", "200000"),
         warmup_epochs=0.5,
         methods=(
             *_MAIN,
@@ -161,6 +164,14 @@ TASKS = {
         ),
         is_perplexity=True,
     ),
+    "word-lm-whole": Task(
+        "King James Bible, the whole of it, word LSTM, SGD with clipping",
+        _word_options(),
+        warmup_epochs=0.5,
+        methods=(*_MAIN, "dgc-equal-bytes"),
+        is_perplexity=True,
+        note="200,000 words are learned by heart in more epochs; this is the longer run with words not seen before.",
+    ),
     "char-gpt": Task(
         "King James Bible, character GPT, AdamW",
         (
@@ -172,6 +183,7 @@ TASKS = {
         methods=(
             *_MAIN,
             "dgc-local-adam",
+            "dgc-local-adam-equal-bytes",
             "dgc-no-clipping",
             "dgc-no-warmup",
             "dgc-1-percent",
@@ -244,14 +256,18 @@ _SIXTEEN_TIMES = tuple(names[3] for names in LENGTHS.values() if len(names) > 3)
 GROUPS = {
     "main": (SMALL_TASKS, _MAIN),
     "parts": (SMALL_TASKS, ("dgc-local-adam", *_MOMENTUM_PARTS, "dgc-no-clipping", "dgc-1-percent")),
-    "equal bytes": (SMALL_TASKS, ("dgc-equal-bytes",)),
+    "equal bytes": (SMALL_TASKS, ("dgc-equal-bytes", "dgc-local-adam-equal-bytes")),
     "peers": (SMALL_TASKS, (*_PEERS, "demo-like", "octav4", "dgc-octav4")),
     "twice": (("image-2x",), ("dense", "dgc")),
     "four times": (_FOUR_TIMES, ("dense", "dgc")),
-    "four times, others": (_FOUR_TIMES, ("dgc-int4", "drop", "dgc-equal-bytes", "dgc-local-adam")),
+    "four times, others": (
+        _FOUR_TIMES,
+        ("dgc-int4", "drop", "dgc-equal-bytes", "dgc-local-adam", "dgc-local-adam-equal-bytes"),
+    ),
     "sixteen times": (_SIXTEEN_TIMES, ("dense", "dgc")),
-    "sixteen times, others": (_SIXTEEN_TIMES, ("drop", "dgc-local-adam")),
+    "sixteen times, others": (_SIXTEEN_TIMES, ("dgc-local-adam-equal-bytes", "drop", "dgc-local-adam")),
     "four times, peers": (_FOUR_TIMES[:1], ("powersgd-1", "powersgd")),
+    "whole text": (("word-lm-whole",), ("dense", "dgc", "dgc-equal-bytes", "drop")),
     "eight ranks": (("image-8-ranks",), ("dense", "dgc", "drop")),
     "large": (("fashion-resnet8", "cifar10-resnet20"), ("dense", "dgc-paper", "dgc", "dgc-int4", "drop")),
     "smoke": (("image", "word-lm"), _MAIN),
@@ -266,7 +282,7 @@ BUDGETS = {
         (
             *(("main", 0), ("twice", 0), ("four times", 0), ("four times, others", 0), ("four times, peers", 0)),
             *(("parts", 0), ("four times", 1), ("peers", 0), ("four times", 2), ("eight ranks", 0)),
-            *(("equal bytes", 0), ("sixteen times", 0), ("main", 1), ("main", 2), ("parts", 1)),
+            *(("equal bytes", 0), ("sixteen times", 0), ("whole text", 0), ("main", 1), ("main", 2), ("parts", 1)),
         ),
     ),
     "24h": Budget(86_400, tuple((group, seed) for seed in range(5) for group in GROUPS if group != "smoke")),
