@@ -12,8 +12,8 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_
 from torch.nn.parallel import DistributedDataParallel
 
 import dgcomp
+from dgcomp import LocalAdam
 from launch.demo_like import DeMoLikeState, demo_like_hook
-from launch.local_adam import LocalAdam
 from launch.options import Options, UsageError
 
 __all__ = ["Exchange", "build_exchange"]

@@ -100,7 +100,7 @@ class CompressOptions:
     clipping: Literal["local", "after"] = "local"
     """dgc: where --clip-norm applies: to each rank's gradient (the paper), or to the exchanged update"""
     local_adam: bool = False
-    """dgc with --optimizer sgd: each rank's gradient becomes Adam's direction first (launch/local_adam.py)"""
+    """dgc with --optimizer sgd: each rank's gradient becomes Adam's direction first (`dgcomp.LocalAdam`)"""
     flush: bool = False
     """dgc: after the last step send what is still held back, dense, and evaluate once more"""
     powersgd_rank: int = 1

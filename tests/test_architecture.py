@@ -25,6 +25,7 @@ LAYERS = (
         "state",
         "hook",
         "attach",
+        "local_adam",
         "advise",
         "hwmodel.profile",
     ),
