@@ -12,7 +12,7 @@ from benchmarks.evidence.tables import Entry, entries, mean_curve, number, signe
 __all__ = ["ablation_section", "accuracy_section", "steps_section"]
 
 CURVES = ("dense", "dgc", "dgc-int4", "drop", "powersgd", "dgc-local-adam", "dgc-paper")
-STEPS_METHODS = ("dgc", "dgc-int4", "dgc-equal-bytes", "dgc-local-adam", "drop")
+STEPS_METHODS = ("dgc", "dgc-int4", "dgc-equal-bytes", "dgc-local-adam", "dgc-local-adam-equal-bytes", "drop")
 PARTS = (
     "dgc",
     "dgc-no-correction",

@@ -16,6 +16,7 @@ AS_GOOD_AS_DENSE = {
     "dgc-paper": "DGC at 0.1 %",
     "dgc-equal-bytes": "DGC with the paper's bytes, 0.3 % at 4 bits,",
     "dgc-local-adam": "DGC of local Adam directions at 0.1 %",
+    "dgc-local-adam-equal-bytes": "DGC of local Adam directions with the paper's bytes",
 }
 
 
