@@ -78,7 +78,7 @@ def multiply(
         raise ValueError(f"accumulator must be 'hash' for more than {INT32_MAX} columns, got 'dense' for {b_shape[1]}")
     right = _narrow(b[0], len(b[1])), _narrow(b[1], b_shape[1]), b[2]
     a_columns = np.empty(len(a[1]), np.int32 if a_shape[1] <= INT32_MAX else np.int64)
-    left = symbolic.live_entries(*a, right[0], a_columns)
+    left = symbolic.live_entries(_narrow(a[0], len(a[1])), a[1], a[2], right[0], a_columns)
     rows, products = left[0], left[-1]
     ranges = _balanced_ranges(products)
     starts = _running_sum(np.minimum(np.diff(products), b_shape[1]))  # where rows of C begin if no two products meet

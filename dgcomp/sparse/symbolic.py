@@ -69,32 +69,35 @@ def live_entries(ap: Array, aj: Array, ax: Array, bp: Array, out: Array) -> tupl
     """A without the entries that meet an empty row of B, and without the rows that have none left.
 
     Returns the rows' numbers, pointers, columns (in `out`), values, and offsets: the products of all rows before each.
-    Loops over entries, not over rows: those are short, and where they end would be foreseen badly.
+    Most rows are short, and where they end is foreseen badly: the first loop is over entries and does not care.
     """
-    kept_before = np.empty(len(aj) + 1, np.int64)
-    products_before = np.empty(len(aj) + 1, np.int64)
+    num_rows, num_entries = U(len(ap) - 1), U(len(aj))
     values = np.empty(len(aj), ax.dtype)
-    kept, products = U(0), 0
-    for p in range(U(len(aj))):
+    kept_before = np.empty(len(aj) + 1, ap.dtype)
+    kept = U(0)
+    for p in range(num_entries):
         k = U(aj[p])
-        length = np.int64(bp[k + ONE]) - np.int64(bp[k])
         kept_before[p] = kept
-        products_before[kept] = products
         out[kept] = aj[p]
         values[kept] = ax[p]
-        kept += U(length > 0)
-        products += length
-    kept_before[len(aj)], products_before[kept] = kept, products
-    rows = np.empty(len(ap), np.int64)
-    pointers = np.empty(len(ap), np.int64)
-    offsets = np.empty(len(ap), np.int64)
+        kept += U(bp[k + ONE] > bp[k])
+    kept_before[num_entries] = kept
+    rows, pointers = np.empty(len(ap), np.int64), np.empty(len(ap), ap.dtype)
     m = U(0)
-    for row in range(U(len(ap) - 1)):
+    for row in range(num_rows):
         first, last = kept_before[U(ap[row])], kept_before[U(ap[row + ONE])]
-        rows[m], pointers[m], offsets[m] = row, first, products_before[U(first)]
+        rows[m], pointers[m] = row, first
         m += U(last > first)
-    pointers[m], offsets[m] = kept, products
-    return rows[:m], pointers[: m + ONE], out[:kept], values[:kept], offsets[: m + ONE]
+    pointers[m] = kept
+    offsets = np.empty(m + ONE, np.int64)
+    products = 0
+    for row in range(m):
+        offsets[row] = products
+        for p in range(U(pointers[row]), U(pointers[row + ONE])):
+            k = U(out[p])
+            products += np.int64(bp[k + ONE]) - np.int64(bp[k])
+    offsets[m] = products
+    return rows[:m], pointers[: m + ONE], out[:kept], values[:kept], offsets
 
 
 @numba.njit(cache=True, nogil=True)

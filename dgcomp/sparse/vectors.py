@@ -112,12 +112,16 @@ def take_touched(typingctx: Any, sums: Any, j: Any, cj: Any, cx: Any, o: Any) ->
         values = _load(builder, cells, floats)
         untouched = ir.Constant(integers, [-(1 << (bits - 1))] * RUN)
         touched = builder.icmp_signed("!=", builder.bitcast(values, integers), untouched)
-        first = builder.trunc(args[1], index) if index.width < 64 else args[1]
-        columns = builder.add(_splat(builder, indices, first), ir.Constant(indices, list(range(RUN))))
-        _store(builder, _compress(builder, columns, touched, f"i{index.width}"), at(2, args[4]))
-        _store(builder, _compress(builder, values, touched, f"f{bits}"), at(3, args[4]))
-        _store(builder, ir.Constant(floats, [-0.0] * RUN), cells)
-        return builder.add(args[4], builder.zext(builder.ctpop(builder.bitcast(touched, ir.IntType(RUN))), _INT64))
+        mask = builder.bitcast(touched, ir.IntType(RUN))
+        after = cgutils.alloca_once_value(builder, args[4])
+        with builder.if_then(cgutils.is_not_null(builder, mask)):  # columns come in clusters
+            first = builder.trunc(args[1], index) if index.width < 64 else args[1]
+            columns = builder.add(_splat(builder, indices, first), ir.Constant(indices, list(range(RUN))))
+            _store(builder, _compress(builder, columns, touched, f"i{index.width}"), at(2, args[4]))
+            _store(builder, _compress(builder, values, touched, f"f{bits}"), at(3, args[4]))
+            _store(builder, ir.Constant(floats, [-0.0] * RUN), cells)
+            builder.store(builder.add(args[4], builder.zext(builder.ctpop(mask), _INT64)), after)
+        return builder.load(after)
 
     return types.uint64(sums, types.uint64, cj, cx, types.uint64), codegen
 
