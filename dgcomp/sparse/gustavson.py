@@ -26,13 +26,12 @@ from dgcomp.sparse.vectors import (
     trailing_zeros,
 )
 
-__all__ = ["backward", "close_gap", "multiply_hash", "multiply_rows"]
+__all__ = ["ROOM", "backward", "close_gap", "multiply_hash", "multiply_rows"]
 
 Array = npt.NDArray[Any]
 SHORT_ROW = 128  # products up to which ranking every column against all others beats a bitmap
 ROOM = SHORT_ROW + 2 * PIECE  # its products, and what the last piece is too long
 COLUMNS_PER_PRODUCT = 8  # up to so many a sweep over all columns beats marking those that are touched
-NO_COLUMN = np.int32(np.iinfo(np.int32).max)
 GROUP = U(64 * 64)  # columns in 64 words
 UPIECE, URUN, TWELVE = U(PIECE), U(RUN), U(12)
 
@@ -40,16 +39,19 @@ UPIECE, URUN, TWELVE = U(PIECE), U(RUN), U(12)
 @numba.njit(cache=True, nogil=True)
 def multiply_rows(
     rows: Array, ap: Array, aj: Array, ax: Array, offsets: Array, bp: Array, bj: Array, bx: Array, num_columns: int,
-    cp: Array, cj: Array, cx: Array, start: int, stop: int, offset: int, end: int,
+    cp: Array, cj: Array, cx: Array, start: int, stop: int, offset: int, end: int, lists: Array,
 ) -> None:  # fmt: skip
-    """Write rows [start, stop) to C's entries from `offset` on; those from `end` on are not touched."""
+    """Write rows [start, stop) to C's entries from `offset` on; those from `end` on are not touched.
+
+    bj is uint16 (below 2**16 - 1 columns) or int32; `lists` [3, ROOM] is workspace, of int16 or int32.
+    """
     width = (U(num_columns) + GROUP - ONE) & ~(GROUP - ONE)
     sweeps = U(num_columns) <= U(COLUMNS_PER_PRODUCT) * most_products(offsets, start, stop)
     swept = np.full(width if sweeps else U(0), -0.0, cx.dtype)
     sums = np.zeros(width, cx.dtype)  # never becomes real memory where no row needs it
     bits = np.zeros(width >> SIX, np.uint64)
     touched = np.zeros(width >> TWELVE, np.uint8)
-    columns, ranks, slots = np.empty(ROOM, np.int32), np.empty(ROOM, np.int32), np.empty(ROOM, np.int32)
+    columns, ranks, slots = lists[0], lists[1], lists[2]
     products, totals = np.empty(ROOM, cx.dtype), np.empty(ROOM, cx.dtype)
     o = U(offset)
     for row in range(start, stop):
@@ -102,9 +104,21 @@ def _list_products(
                 m += UPIECE
         else:
             for t in range(end - q):
-                columns[m + t] = bj[q + t]
+                columns[m + t] = np.int64(bj[q + t]) - _bias(columns)
                 products[m + t] = a * bx[q + t]
         m = next_m
+
+
+@numba.njit(nogil=True)
+def _bias(columns: Array) -> Any:
+    """What was subtracted from listed columns: numbers with a sign are compared faster."""
+    return 1 << 15 if columns.itemsize == 2 else 0
+
+
+@numba.njit(nogil=True)
+def _no_column(columns: Array) -> Any:
+    """A number in the list above that of any column."""
+    return (1 << (8 * columns.itemsize - 1)) - 1
 
 
 @numba.njit(nogil=True)
@@ -112,8 +126,8 @@ def _rank_columns(columns: Array, count: Any, ranks: Array) -> bool:
     """ranks[t] = number of columns below columns[t]; whether they all differ."""
     end = (count + UPIECE - ONE) & ~(UPIECE - ONE)
     for t in range(count, count + UPIECE):
-        columns[t] = NO_COLUMN
-    others = (count + URUN - ONE) & ~(URUN - ONE)  # the loop over them is unrolled, its odd end would cost as much
+        columns[t] = _no_column(columns)
+    others = (count + U(7)) & ~U(7)  # the loop over them is unrolled, its odd end would cost as much
     total = U(0)
     for t in range(U(0), end, UPIECE):
         total += rank(columns, others, t, ranks)
@@ -129,7 +143,7 @@ def _store_ranked(columns: Array, products: Array, ranks: Array, count: Any, cj:
         prefetch_to_write(cx, o + count + t)
     for t in range(count):
         place = o + U(ranks[t])
-        cj[place] = columns[t]
+        cj[place] = columns[t] + _bias(columns)
         cx[place] = products[t]
 
 
@@ -139,14 +153,14 @@ def _store_met(
 ) -> Any:
     """The same where some columns are equal, which gives them one rank and leaves the next ones unused."""
     for t in range(count):
-        slots[t] = NO_COLUMN
+        slots[t] = _no_column(columns)
         totals[t] = -0.0
     for t in range(count):
         slots[U(ranks[t])] = columns[t]
         totals[U(ranks[t])] += products[t]
     for t in range(count):
-        if slots[t] != NO_COLUMN:
-            cj[o] = slots[t]
+        if slots[t] != _no_column(columns):
+            cj[o] = slots[t] + _bias(columns)
             cx[o] = totals[t]
             o += ONE
     return o

@@ -25,6 +25,7 @@ CSR = tuple[Array, Array, Array]  # row pointers, column indices, values
 Left = tuple[Array, Array, Array, Array, Array]  # what symbolic.live_entries returns
 Ranges = list[tuple[int, int]]  # rows [start, stop)
 
+UINT16_MAX = np.iinfo(np.uint16).max
 INT32_MAX = np.iinfo(np.int32).max
 
 # Above this many columns a thread's dense accumulator no longer pays: 64 MB of float64 that are mostly cache misses.
@@ -76,7 +77,8 @@ def multiply(
     is_dense = accumulator == "dense" or (accumulator == "auto" and b_shape[1] <= MAX_DENSE_COLUMNS)
     if is_dense and b_shape[1] > INT32_MAX:
         raise ValueError(f"accumulator must be 'hash' for more than {INT32_MAX} columns, got 'dense' for {b_shape[1]}")
-    right = _narrow(b[0], len(b[1])), _narrow(b[1], b_shape[1]), b[2]
+    is_short = is_dense and b_shape[1] <= UINT16_MAX
+    right = _narrow(b[0], len(b[1])), b[1].astype(np.uint16) if is_short else _narrow(b[1], b_shape[1]), b[2]
     a_columns = np.empty(len(a[1]), np.int32 if a_shape[1] <= INT32_MAX else np.int64)
     left = symbolic.live_entries(_narrow(a[0], len(a[1])), a[1], a[2], right[0], a_columns)
     rows, products = left[0], left[-1]
@@ -85,25 +87,26 @@ def multiply(
     if not _takes_one_pass(a, b, int(products[-1]), int(starts[-1]), len(ranges)):
         starts = _running_sum(_count_entries(left, right, b_shape[1], ranges, is_dense=is_dense))
     index_type = np.result_type(a[1], b[1], np.int64 if starts[-1] > INT32_MAX else np.int32)
-    pointers = np.zeros(a_shape[0] + 1, np.int64)
+    pointers = np.zeros(a_shape[0] + 1, index_type)
     indices, values = np.empty(starts[-1], index_type), np.empty(starts[-1], a[2].dtype)
     c = pointers, indices, values
 
     def fill(start: int, stop: int) -> None:
         if is_dense:
-            kernels.multiply_rows(*left, *right, b_shape[1], *c, start, stop, starts[start], starts[stop])
+            lists = np.empty((3, kernels.ROOM), np.int16 if is_short else np.int32)
+            kernels.multiply_rows(*left, *right, b_shape[1], *c, start, stop, starts[start], starts[stop], lists)
         else:
             kernels.multiply_hash(*left, *right, *c, start, stop, starts[start])
 
     run_in_threads(fill, ranges)
-    np.cumsum(pointers, out=pointers)
+    np.cumsum(pointers, dtype=index_type, out=pointers)
     for start, stop in ranges:
         target = pointers[rows[start]] if start < stop else 0
         if starts[start] > target:
             kernels.close_gap(indices, values, starts[start], target, pointers[rows[stop - 1] + 1] - target)
     indices.resize(pointers[-1], refcheck=False)  # in place: gives the pages back that nothing was written to
     values.resize(pointers[-1], refcheck=False)
-    return pointers.astype(index_type, copy=False), indices, values
+    return pointers, indices, values
 
 
 def _takes_one_pass(a: CSR, b: CSR, num_products: int, most_entries: int, num_ranges: int) -> bool:

@@ -54,13 +54,18 @@ def prefetch_to_write(typingctx: Any, array: Any, index: Any) -> Any:
 
 @_intrinsic
 def scale(typingctx: Any, bj: Any, bx: Any, q: Any, factor: Any, columns: Any, products: Any, m: Any) -> Any:
-    """From m on: columns = bj (as int32) and products = factor * bx, PIECE entries from q on."""
+    """From m on: columns = bj and products = factor * bx, PIECE entries from q on.
+
+    bj is int32, or uint16: of those, columns (int16) holds what is left after subtracting 2**15, in the same order.
+    """
+    is_short = bj.dtype.bitwidth == 16
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         at = _addresses(context, builder, signature, args)
-        source, target = ir.VectorType(_element(context, bj), PIECE), ir.VectorType(_INT32, PIECE)
-        indices = _load(builder, at(0, args[2]), source)
-        indices = builder.trunc(indices, target) if bj.dtype.bitwidth > 32 else indices
+        vector = ir.VectorType(_element(context, bj), PIECE)
+        indices = _load(builder, at(0, args[2]), vector)
+        if is_short:
+            indices = builder.xor(indices, ir.Constant(vector, [1 << 15] * PIECE))
         _store(builder, indices, at(4, args[6]))
         values = ir.VectorType(_element(context, bx), PIECE)
         product = builder.fmul(_load(builder, at(1, args[2]), values), _splat(builder, values, args[3]))
@@ -72,25 +77,31 @@ def scale(typingctx: Any, bj: Any, bx: Any, q: Any, factor: Any, columns: Any, p
 
 @_intrinsic
 def rank(typingctx: Any, columns: Any, count: Any, t: Any, ranks: Any) -> Any:
-    """ranks[t] = how many of the first `count` columns (int32) are below columns[t], for PIECE of them; their sum."""
-    vector = ir.VectorType(_INT32, RUN)  # 256 bits: compared without mask registers, which costs half
+    """ranks[t] = how many of the first `count` columns are below columns[t], for PIECE of them; the sum of the ranks.
+
+    Both arrays are int16 or both int32; the sum must be below 2**15 with int16.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         at = _addresses(context, builder, signature, args)
-        places = [builder.add(args[2], _INT64(shift)) for shift in range(0, PIECE, RUN)]
+        element = _element(context, columns)
+        lanes = 256 // element.width  # at 256 bits they are compared without mask registers, which costs half
+        vector = ir.VectorType(element, lanes)
+        places = [builder.add(args[2], _INT64(shift)) for shift in range(0, PIECE, lanes)]
         own = [_load(builder, at(0, place), vector) for place in places]
-        below = [cgutils.alloca_once_value(builder, ir.Constant(vector, [0] * RUN)) for _ in places]
+        below = [cgutils.alloca_once_value(builder, ir.Constant(vector, [0] * lanes)) for _ in places]
         with cgutils.for_range(builder, args[1]) as loop:
             other = _splat(builder, vector, builder.load(at(0, loop.index)))
             for mine, total in zip(own, below, strict=True):
                 is_below = builder.sext(builder.icmp_signed("<", other, mine), vector)
                 builder.store(builder.sub(builder.load(total), is_below), total)
-        counted = [builder.load(total) for total in below]
-        for place, total in zip(places, counted, strict=True):
-            _store(builder, total, at(3, place))
-        add = _declare(builder, f"llvm.vector.reduce.add.v{RUN}i32", _INT32, vector)
-        sums = [builder.zext(builder.call(add, [total]), _INT64) for total in counted]
-        return builder.add(*sums)
+        add = _declare(builder, f"llvm.vector.reduce.add.v{lanes}i{element.width}", element, vector)
+        sum_of_ranks = _INT64(0)
+        for place, total in zip(places, below, strict=True):
+            _store(builder, builder.load(total), at(3, place))
+            part = builder.zext(builder.call(add, [builder.load(total)]), _INT64)
+            sum_of_ranks = builder.add(sum_of_ranks, part)
+        return sum_of_ranks
 
     return types.uint64(columns, types.uint64, types.uint64, ranks), codegen
 
