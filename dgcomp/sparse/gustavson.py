@@ -17,6 +17,7 @@ from dgcomp.sparse.symbolic import AHEAD, HASH, LOW, ONE, SIX, TWICE_AHEAD, U, h
 from dgcomp.sparse.vectors import (
     PIECE,
     RUN,
+    any_touched,
     nonzero_words,
     prefetch,
     prefetch_to_write,
@@ -31,8 +32,8 @@ __all__ = ["ROOM", "backward", "close_gap", "multiply_hash", "multiply_rows"]
 Array = npt.NDArray[Any]
 SHORT_ROW = 128  # products up to which ranking every column against all others beats a bitmap
 ROOM = SHORT_ROW + 2 * PIECE  # its products, and what the last piece is too long
-COLUMNS_PER_PRODUCT = 8  # up to so many a sweep over all columns beats marking those that are touched
-GROUP = U(64 * 64)  # columns in 64 words
+COLUMNS_PER_PRODUCT = 4  # up to so many a sweep over all columns beats marking those that are touched
+WORD, GROUP = U(64), U(64 * 64)  # columns of a word of bits, and of 64 of them
 UPIECE, URUN, TWELVE = U(PIECE), U(RUN), U(12)
 
 
@@ -180,9 +181,14 @@ def _add_all(aj: Array, ax: Array, bp: Array, bj: Array, bx: Array, first: Any, 
 def _sweep(sums: Array, num_columns: Any, cj: Array, cx: Array, o: Any, end: Any) -> Any:
     """Move what is not -0.0 from the accumulator to C from entry o on, never beyond `end`; the entry after the last."""
     j = U(0)
-    while j < num_columns and o + URUN <= end:
-        o = take_touched(sums, j, cj, cx, o)
-        j += URUN
+    while j < num_columns and o + WORD <= end:
+        runs = U(0)  # columns come in clusters: a bit for each of the next runs that has some
+        for run in range(WORD // URUN):
+            runs |= any_touched(sums, j + URUN * run) << run
+        while runs:
+            o = take_touched(sums, j + URUN * trailing_zeros(runs), cj, cx, o)
+            runs &= runs - ONE
+        j += WORD
     spare_j, spare_x = np.empty(RUN, cj.dtype), np.empty(RUN, cx.dtype)
     while j < num_columns:
         for t in range(take_touched(sums, j, spare_j, spare_x, U(0))):

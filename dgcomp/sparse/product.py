@@ -101,9 +101,9 @@ def multiply(
     run_in_threads(fill, ranges)
     np.cumsum(pointers, dtype=index_type, out=pointers)
     for start, stop in ranges:
-        target = pointers[rows[start]] if start < stop else 0
+        target = int(pointers[rows[start]]) if start < stop else 0
         if starts[start] > target:
-            kernels.close_gap(indices, values, starts[start], target, pointers[rows[stop - 1] + 1] - target)
+            kernels.close_gap(indices, values, int(starts[start]), target, int(pointers[rows[stop - 1] + 1]) - target)
     indices.resize(pointers[-1], refcheck=False)  # in place: gives the pages back that nothing was written to
     values.resize(pointers[-1], refcheck=False)
     return pointers, indices, values

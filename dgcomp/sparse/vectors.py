@@ -11,7 +11,19 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import extending, types
 from numba.core import cgutils
 
-__all__ = ["PIECE", "RUN", "count_ones", "nonzero_words", "prefetch", "rank", "scale", "take_touched", "trailing_zeros"]
+__all__ = [
+    "PIECE",
+    "RUN",
+    "any_touched",
+    "count_ones",
+    "nonzero_words",
+    "prefetch",
+    "prefetch_to_write",
+    "rank",
+    "scale",
+    "take_touched",
+    "trailing_zeros",
+]
 
 PIECE = 16  # entries that `scale` and `rank` handle
 RUN = 8  # columns of the accumulator that `take_touched` hands out, words that `nonzero_words` looks at
@@ -107,32 +119,35 @@ def rank(typingctx: Any, columns: Any, count: Any, t: Any, ranks: Any) -> Any:
 
 
 @_intrinsic
+def any_touched(typingctx: Any, sums: Any, j: Any) -> Any:
+    """1 if one of the RUN sums from column j on is not -0.0, else 0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, touched = _touched(context, builder, sums, _addresses(context, builder, signature, args)(0, args[1]))
+        return builder.zext(cgutils.is_not_null(builder, builder.bitcast(touched, ir.IntType(RUN))), _INT64)
+
+    return types.uint64(sums, types.uint64), codegen
+
+
+@_intrinsic
 def take_touched(typingctx: Any, sums: Any, j: Any, cj: Any, cx: Any, o: Any) -> Any:
     """Move those of the RUN sums from column j on that are not -0.0 to C from entry o on; the entry after the last.
 
     Leaves -0.0 in all of them, and anything in the RUN entries of C from the returned one on.
     """
-    bits = sums.dtype.bitwidth
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         at = _addresses(context, builder, signature, args)
-        floats, integers = ir.VectorType(_element(context, sums), RUN), ir.VectorType(ir.IntType(bits), RUN)
+        cells = at(0, args[1])
+        values, touched = _touched(context, builder, sums, cells)
         index = _element(context, cj)
         indices = ir.VectorType(index, RUN)
-        cells = at(0, args[1])
-        values = _load(builder, cells, floats)
-        untouched = ir.Constant(integers, [-(1 << (bits - 1))] * RUN)
-        touched = builder.icmp_signed("!=", builder.bitcast(values, integers), untouched)
-        mask = builder.bitcast(touched, ir.IntType(RUN))
-        after = cgutils.alloca_once_value(builder, args[4])
-        with builder.if_then(cgutils.is_not_null(builder, mask)):  # columns come in clusters
-            first = builder.trunc(args[1], index) if index.width < 64 else args[1]
-            columns = builder.add(_splat(builder, indices, first), ir.Constant(indices, list(range(RUN))))
-            _store(builder, _compress(builder, columns, touched, f"i{index.width}"), at(2, args[4]))
-            _store(builder, _compress(builder, values, touched, f"f{bits}"), at(3, args[4]))
-            _store(builder, ir.Constant(floats, [-0.0] * RUN), cells)
-            builder.store(builder.add(args[4], builder.zext(builder.ctpop(mask), _INT64)), after)
-        return builder.load(after)
+        first = builder.trunc(args[1], index) if index.width < 64 else args[1]
+        columns = builder.add(_splat(builder, indices, first), ir.Constant(indices, list(range(RUN))))
+        _store(builder, _compress(builder, columns, touched, f"i{index.width}"), at(2, args[4]))
+        _store(builder, _compress(builder, values, touched, f"f{sums.dtype.bitwidth}"), at(3, args[4]))
+        _store(builder, ir.Constant(values.type, [-0.0] * RUN), cells)
+        return builder.add(args[4], builder.zext(builder.ctpop(builder.bitcast(touched, ir.IntType(RUN))), _INT64))
 
     return types.uint64(sums, types.uint64, cj, cx, types.uint64), codegen
 
@@ -169,6 +184,15 @@ def _addresses(context: Any, builder: Any, signature: Any, args: Any) -> Callabl
         return builder.gep(data, [index])
 
     return address
+
+
+def _touched(context: Any, builder: Any, sums: Any, cells: Any) -> tuple[Any, Any]:
+    """The RUN sums at an address, and which of them are not -0.0."""
+    bits = sums.dtype.bitwidth
+    integers = ir.VectorType(ir.IntType(bits), RUN)
+    values = _load(builder, cells, ir.VectorType(_element(context, sums), RUN))
+    untouched = ir.Constant(integers, [-(1 << (bits - 1))] * RUN)
+    return values, builder.icmp_signed("!=", builder.bitcast(values, integers), untouched)
 
 
 def _element(context: Any, array: Any) -> Any:
