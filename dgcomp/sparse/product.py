@@ -30,8 +30,8 @@ INT32_MAX = np.iinfo(np.int32).max
 
 # Above this many columns a thread's dense accumulator no longer pays: 64 MB of float64 that are mostly cache misses.
 MAX_DENSE_COLUMNS = 1 << 23
-# Packing B into words pays in the symbolic phase where a word replaces at least this many entries.
-MIN_ENTRIES_PER_WORD = 1.7
+# B's rows become bitmaps where these have at most so many words for each of its entries.
+MAX_WORDS_PER_ENTRY = 2
 # Up to so many products for each entry of A and B few of them meet, and counting them beforehand does not pay.
 MAX_PRODUCTS_PER_ENTRY = 4
 # Entries of C beyond which it is counted first in any case: 2**28 are 3 to 4 GB of addresses.
@@ -84,7 +84,7 @@ def multiply(
     rows, products = left[0], left[-1]
     ranges = _balanced_ranges(products)
     starts = _running_sum(np.minimum(np.diff(products), b_shape[1]))  # where rows of C begin if no two products meet
-    if not _takes_one_pass(a, b, int(products[-1]), int(starts[-1]), len(ranges)):
+    if not _takes_one_pass(a, b, b_shape[1], int(products[-1]), int(starts[-1]), len(ranges)):
         starts = _running_sum(_count_entries(left, right, b_shape[1], ranges, is_dense=is_dense))
     index_type = np.result_type(a[1], b[1], np.int64 if starts[-1] > INT32_MAX else np.int32)
     pointers = np.zeros(a_shape[0] + 1, index_type)
@@ -109,14 +109,20 @@ def multiply(
     return pointers, indices, values
 
 
-def _takes_one_pass(a: CSR, b: CSR, num_products: int, most_entries: int, num_ranges: int) -> bool:
+def _takes_one_pass(a: CSR, b: CSR, columns: int, num_products: int, most_entries: int, num_ranges: int) -> bool:
     """Whether C is written into room for as many entries as it could have, not counted first.
 
     Room that nothing is written to never becomes real memory. With several threads there are gaps to close afterwards,
     which pays where few products meet, as they do where there are few of them.
     """
-    hardly_meet = num_products <= MAX_PRODUCTS_PER_ENTRY * (len(a[1]) + len(b[1]))
-    return most_entries <= MAX_ROOM and (num_ranges == 1 or hardly_meet)
+    if num_products <= MAX_PRODUCTS_PER_ENTRY * (len(a[1]) + len(b[1])):
+        return most_entries <= MAX_ROOM
+    return num_ranges == 1 and most_entries <= MAX_ROOM and not _fits_bitmaps(b[0], b[1], columns)
+
+
+def _fits_bitmaps(bp: Array, bj: Array, columns: int) -> bool:
+    """Whether B is so dense that bitmaps of its rows count the entries of C in next to no time."""
+    return (len(bp) - 1) * (columns >> 6) <= MAX_WORDS_PER_ENTRY * len(bj)
 
 
 def _count_entries(left: Left, right: CSR, columns: int, ranges: Ranges, *, is_dense: bool) -> Array:
@@ -124,16 +130,16 @@ def _count_entries(left: Left, right: CSR, columns: int, ranges: Ranges, *, is_d
     _, ap, aj, _, products = left
     bp, bj, _ = right
     counts = np.zeros(len(ap) - 1, np.int64)
-    packed = symbolic.pack_rows(bp, bj) if is_dense else None
+    words = symbolic.bitmaps(bp, bj, (columns >> 6) + 1) if _fits_bitmaps(bp, bj, columns) else None
 
     def count(start: int, stop: int) -> None:
-        if packed is None:
-            symbolic.count_by_hash(ap, aj, bp, bj, products, counts, start, stop)
-        elif len(bj) >= MIN_ENTRIES_PER_WORD * len(packed[1]):
-            symbolic.count_by_words(ap, aj, *packed, np.zeros((columns >> 6) + 1, np.uint64), counts, start, stop)
-        else:
+        if words is not None:
+            symbolic.count_by_bitmaps(ap, aj, words, counts, start, stop)
+        elif is_dense:
             marks = np.full(columns, -1, np.int32 if len(counts) <= INT32_MAX else np.int64)
             symbolic.count_by_marks(ap, aj, bp, bj, marks, counts, start, stop)
+        else:
+            symbolic.count_by_hash(ap, aj, bp, bj, products, counts, start, stop)
 
     run_in_threads(count, ranges)
     return counts

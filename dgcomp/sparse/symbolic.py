@@ -15,14 +15,14 @@ import numpy.typing as npt
 from dgcomp.sparse.vectors import count_ones, prefetch
 
 __all__ = [
+    "bitmaps",
+    "count_by_bitmaps",
     "count_by_hash",
     "count_by_marks",
-    "count_by_words",
     "first_unsorted_row",
     "hash_room",
     "live_entries",
     "most_products",
-    "pack_rows",
 ]
 
 Array = npt.NDArray[Any]
@@ -101,32 +101,34 @@ def live_entries(ap: Array, aj: Array, ax: Array, bp: Array, out: Array) -> tupl
 
 
 @numba.njit(cache=True, nogil=True)
-def pack_rows(bp: Array, bj: Array) -> tuple[Array, Array, Array]:
-    """Rows of B as bitmaps: pointers, indices and values of the 64-bit words that are not empty."""
-    pointers = np.zeros(len(bp), np.int64)
-    for row in range(len(bp) - 1):
-        last, count = -1, pointers[row]
-        for q in range(U(bp[row]), U(bp[row + 1])):
-            if bj[q] >> 6 != last:
-                last = bj[q] >> 6
-                count += 1
-        pointers[row + 1] = count
-    words = np.empty(pointers[-1], np.int32)
-    masks = np.zeros(pointers[-1], np.uint64)
-    for row in range(len(bp) - 1):
-        last, cursor = -1, pointers[row] - 1
-        for q in range(U(bp[row]), U(bp[row + 1])):
-            if bj[q] >> 6 != last:
-                last = bj[q] >> 6
-                cursor += 1
-                words[cursor] = last
-            masks[cursor] |= ONE << (U(bj[q]) & LOW)
-    return pointers, words, masks
+def bitmaps(bp: Array, bj: Array, num_words: int) -> Array:
+    """Rows of B as bits, uint64 [rows, num_words]."""
+    words = np.zeros((len(bp) - 1, num_words), np.uint64)
+    for row in range(U(len(bp) - 1)):
+        for q in range(U(bp[row]), U(bp[row + ONE])):
+            words[row, U(bj[q]) >> SIX] |= ONE << (U(bj[q]) & LOW)
+    return words
+
+
+@numba.njit(cache=True, nogil=True)
+def count_by_bitmaps(ap: Array, aj: Array, words: Array, out: Array, start: int, stop: int) -> None:
+    """Entries of each row of C from what `bitmaps` returns for B: 64 columns at a time, all of them."""
+    total = np.empty(words.shape[1], np.uint64)
+    for row in range(start, stop):
+        total[:] = 0
+        for p in range(U(ap[row]), U(ap[row + 1])):
+            k = U(aj[p])
+            for word in range(U(len(total))):
+                total[word] |= words[k, word]
+        count = U(0)
+        for word in range(U(len(total))):
+            count += count_ones(total[word])
+        out[row] = count
 
 
 @numba.njit(cache=True, nogil=True)
 def count_by_marks(ap: Array, aj: Array, bp: Array, bj: Array, marks: Array, out: Array, start: int, stop: int) -> None:
-    """Entries of each row of C, one column at a time; marks [columns] is the last row that touched it (-1 at first)."""
+    """The same one column at a time; marks [columns] is the last row that touched it (-1 at first)."""
     num_entries = U(len(aj))
     for row in range(start, stop):
         count = 0
@@ -139,39 +141,6 @@ def count_by_marks(ap: Array, aj: Array, bp: Array, bj: Array, marks: Array, out
                 j = U(bj[q])
                 count += marks[j] != row
                 marks[j] = row
-        out[row] = count
-
-
-@numba.njit(cache=True, nogil=True)
-def count_by_words(
-    ap: Array, aj: Array, wp: Array, words: Array, masks: Array, bitmap: Array, out: Array, start: int, stop: int
-) -> None:
-    """The same 64 columns at a time, on B packed by `pack_rows`; bitmap uint64 [columns / 64] is zero."""
-    for row in range(start, stop):
-        count = U(0)
-        visits = 0
-        for p in range(U(ap[row]), U(ap[row + 1])):
-            k = U(aj[p])
-            visits += wp[k + ONE] - wp[k]
-        if visits > len(bitmap) // 4:  # sweep the whole bitmap once
-            for p in range(U(ap[row]), U(ap[row + 1])):
-                k = U(aj[p])
-                for q in range(U(wp[k]), U(wp[k + ONE])):
-                    bitmap[U(words[q])] |= masks[q]
-            for word in range(len(bitmap)):
-                count += count_ones(bitmap[word])
-                bitmap[word] = 0
-        else:
-            for p in range(U(ap[row]), U(ap[row + 1])):
-                k = U(aj[p])
-                for q in range(U(wp[k]), U(wp[k + ONE])):
-                    old = bitmap[U(words[q])]
-                    count += count_ones(masks[q] & ~old)
-                    bitmap[U(words[q])] = old | masks[q]
-            for p in range(U(ap[row]), U(ap[row + 1])):
-                k = U(aj[p])
-                for q in range(U(wp[k]), U(wp[k + ONE])):
-                    bitmap[U(words[q])] = 0
         out[row] = count
 
 
