@@ -36,8 +36,8 @@ MAX_WORDS_PER_ENTRY = 2
 MAX_PRODUCTS_PER_ENTRY = 4
 # Entries of C beyond which it is counted first in any case: 2**28 are 3 to 4 GB of addresses.
 MAX_ROOM = 1 << 28
-# A thread costs some 50 microseconds, as much as this many products.
-MIN_PRODUCTS_PER_THREAD = 1 << 16
+# A thread costs some 100 microseconds, cold caches and a gap to close: it pays from about 2 ms of work on.
+MIN_PRODUCTS_PER_THREAD = 1 << 19
 
 
 def spgemm(a: Matrix, b: Matrix, *, accumulator: Accumulator = "auto") -> Matrix:
@@ -174,7 +174,7 @@ def _running_sum(counts: Array) -> Array:
 def _balanced_ranges(products: Array) -> Ranges:
     """Row ranges of nearly equal work, one for each torch thread that has enough of it; running sums of products."""
     num_rows = len(products) - 1
-    num_threads = min(torch.get_num_threads(), 1 + int(products[-1]) // MIN_PRODUCTS_PER_THREAD)
+    num_threads = max(1, min(torch.get_num_threads(), int(products[-1]) // MIN_PRODUCTS_PER_THREAD))
     work = products + np.arange(num_rows + 1)  # a row costs something of its own
     cuts = np.searchsorted(work, work[-1] * np.arange(1, num_threads) / num_threads)
     bounds = np.unique(np.concatenate([[0], cuts, [num_rows]]))
