@@ -17,41 +17,48 @@ from dgcomp.sparse.symbolic import AHEAD, HASH, LOW, ONE, SIX, TWICE_AHEAD, U, h
 from dgcomp.sparse.vectors import (
     PIECE,
     RUN,
-    any_touched,
     nonzero_words,
     prefetch,
     prefetch_to_write,
     rank,
     scale,
     take_touched,
+    touched_columns,
     trailing_zeros,
 )
 
-__all__ = ["ROOM", "backward", "close_gap", "multiply_hash", "multiply_rows"]
+__all__ = ["backward", "close_gap", "multiply_hash", "multiply_rows", "workspace"]
 
 Array = npt.NDArray[Any]
 SHORT_ROW = 128  # products up to which ranking every column against all others beats a bitmap
 ROOM = SHORT_ROW + 2 * PIECE  # its products, and what the last piece is too long
 COLUMNS_PER_PRODUCT = 4  # up to so many a sweep over all columns beats marking those that are touched
 WORD, GROUP = U(64), U(64 * 64)  # columns of a word of bits, and of 64 of them
-UPIECE, URUN, TWELVE = U(PIECE), U(RUN), U(12)
+UPIECE, URUN, RUN_BITS, TWELVE = U(PIECE), U(RUN), U((1 << RUN) - 1), U(12)
+
+
+def workspace(num_columns: int, index_type: npt.DTypeLike, dtype: npt.DTypeLike) -> tuple[Array, Array, Array, Array]:
+    """What `multiply_rows` works in: lists, int16 for B's columns in uint16, else int32; an accumulator and its marks.
+
+    NumPy asks the system for zeros, numba writes them: these never become real memory where no row needs them.
+    """
+    groups = -(-num_columns // int(GROUP))
+    lists = np.empty((3, ROOM), np.int16 if index_type == np.uint16 else np.int32)
+    return lists, np.zeros(groups << 12, dtype), np.zeros(groups << 6, np.uint64), np.zeros(groups, np.uint8)
 
 
 @numba.njit(cache=True, nogil=True)
 def multiply_rows(
     rows: Array, ap: Array, aj: Array, ax: Array, offsets: Array, bp: Array, bj: Array, bx: Array, num_columns: int,
-    cp: Array, cj: Array, cx: Array, start: int, stop: int, offset: int, end: int, lists: Array,
+    cp: Array, cj: Array, cx: Array, start: int, stop: int, offset: int, end: int,
+    lists: Array, sums: Array, bits: Array, touched: Array,
 ) -> None:  # fmt: skip
     """Write rows [start, stop) to C's entries from `offset` on; those from `end` on are not touched.
 
-    bj is uint16 (below 2**16 - 1 columns) or int32; `lists` [3, ROOM] is workspace, of int16 or int32.
+    bj is uint16 (below 2**16 columns) or int32. The last four are what `workspace` returns.
     """
-    width = (U(num_columns) + GROUP - ONE) & ~(GROUP - ONE)
     sweeps = U(num_columns) <= U(COLUMNS_PER_PRODUCT) * most_products(offsets, start, stop)
-    swept = np.full(width if sweeps else U(0), -0.0, cx.dtype)
-    sums = np.zeros(width, cx.dtype)  # never becomes real memory where no row needs it
-    bits = np.zeros(width >> SIX, np.uint64)
-    touched = np.zeros(width >> TWELVE, np.uint8)
+    swept = np.full(len(sums) if sweeps else 0, -0.0, cx.dtype)
     columns, ranks, slots = lists[0], lists[1], lists[2]
     products, totals = np.empty(ROOM, cx.dtype), np.empty(ROOM, cx.dtype)
     o = U(offset)
@@ -182,12 +189,13 @@ def _sweep(sums: Array, num_columns: Any, cj: Array, cx: Array, o: Any, end: Any
     """Move what is not -0.0 from the accumulator to C from entry o on, never beyond `end`; the entry after the last."""
     j = U(0)
     while j < num_columns and o + WORD <= end:
-        runs = U(0)  # columns come in clusters: a bit for each of the next runs that has some
-        for run in range(WORD // URUN):
-            runs |= any_touched(sums, j + URUN * run) << run
-        while runs:
-            o = take_touched(sums, j + URUN * trailing_zeros(runs), cj, cx, o)
-            runs &= runs - ONE
+        touched = U(0)
+        for run in range(U(0), WORD, URUN):
+            touched |= touched_columns(sums, j + run) << run
+        while touched:  # columns come in clusters: many runs have none
+            run = trailing_zeros(touched) & ~(URUN - ONE)
+            o = take_touched(sums, j + run, cj, cx, o)
+            touched &= ~(RUN_BITS << run)
         j += WORD
     spare_j, spare_x = np.empty(RUN, cj.dtype), np.empty(RUN, cx.dtype)
     while j < num_columns:

@@ -93,8 +93,8 @@ def multiply(
 
     def fill(start: int, stop: int) -> None:
         if is_dense:
-            lists = np.empty((3, kernels.ROOM), np.int16 if is_short else np.int32)
-            kernels.multiply_rows(*left, *right, b_shape[1], *c, start, stop, starts[start], starts[stop], lists)
+            workspace = kernels.workspace(b_shape[1], right[1].dtype, right[2].dtype)
+            kernels.multiply_rows(*left, *right, b_shape[1], *c, start, stop, starts[start], starts[stop], *workspace)
         else:
             kernels.multiply_hash(*left, *right, *c, start, stop, starts[start])
 

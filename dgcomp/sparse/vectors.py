@@ -14,7 +14,6 @@ from numba.core import cgutils
 __all__ = [
     "PIECE",
     "RUN",
-    "any_touched",
     "count_ones",
     "nonzero_words",
     "prefetch",
@@ -22,6 +21,7 @@ __all__ = [
     "rank",
     "scale",
     "take_touched",
+    "touched_columns",
     "trailing_zeros",
 ]
 
@@ -119,12 +119,12 @@ def rank(typingctx: Any, columns: Any, count: Any, t: Any, ranks: Any) -> Any:
 
 
 @_intrinsic
-def any_touched(typingctx: Any, sums: Any, j: Any) -> Any:
-    """1 if one of the RUN sums from column j on is not -0.0, else 0."""
+def touched_columns(typingctx: Any, sums: Any, j: Any) -> Any:
+    """RUN bits that say which of the RUN sums from column j on are not -0.0."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _, touched = _touched(context, builder, sums, _addresses(context, builder, signature, args)(0, args[1]))
-        return builder.zext(cgutils.is_not_null(builder, builder.bitcast(touched, ir.IntType(RUN))), _INT64)
+        return builder.zext(builder.bitcast(touched, ir.IntType(RUN)), _INT64)
 
     return types.uint64(sums, types.uint64), codegen
 
