@@ -43,14 +43,14 @@ def _is_canonical(pointers: Array, indices: Array, num_columns: int) -> bool:
     largest = U(0)
     for q in range(U(len(indices))):
         largest = max(largest, U(indices[q]))  # a negative one is huge
-    falls = 0
+    falls: Any = 0
     for q in range(ONE, U(len(indices))):
         falls += indices[q] <= indices[q - ONE]
     for row in range(U(len(pointers) - 1)):
-        q = U(pointers[row])
-        if U(0) < q < U(pointers[row + ONE]):
-            falls -= indices[q] <= indices[q - ONE]
-    return falls == 0 and (len(indices) == 0 or largest < U(num_columns))
+        first = U(pointers[row])
+        if U(0) < first < U(pointers[row + ONE]):
+            falls -= indices[first] <= indices[first - ONE]
+    return bool(falls == 0 and (len(indices) == 0 or largest < U(num_columns)))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -90,7 +90,7 @@ def live_entries(ap: Array, aj: Array, ax: Array, bp: Array, out: Array) -> tupl
         m += U(last > first)
     pointers[m] = kept
     offsets = np.empty(m + ONE, np.int64)
-    products = 0
+    products: Any = 0
     for row in range(m):
         offsets[row] = products
         for p in range(U(pointers[row]), U(pointers[row + ONE])):
