@@ -1,10 +1,10 @@
-"""Row-wise (Gustavson) kernels of the product C = A B of two CSR matrices.
+"""Row-wise (Gustavson) kernels of the product C = A B of two CSR matrices, columns of C ascending.
 
-A kernel works on the rows [start, stop) of A, so that threads share nothing but what they read. Names: `ap, aj, ax`
-are A's row pointers, column indices and values, `bp, bj, bx` those of B, `cp, cj, cx` those of C. Two phases: the
-symbolic one counts each row of C, so that C is allocated exactly; the numeric one fills it, columns ascending.
+A kernel works on the rows [start, stop) of A, so that threads share nothing but what they read, and writes C from one
+entry on without a gap, setting cp[row + 1] to the entries of each row. Names and conventions are those of symbolic.py.
 
-Indices are read as unsigned: numba wraps negative ones like Python, and that costs half the speed of these loops.
+A dense accumulator comes in two kinds. One is marked: bits say which columns were touched. The other is swept: it
+holds -0.0 where nothing was added. Adding to that changes no value, and only terms that are -0.0 add up to -0.0.
 """
 
 from typing import Any
@@ -12,339 +12,289 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import extending, types
-from numba.core import cgutils
+
+from dgcomp.sparse.symbolic import AHEAD, HASH, LOW, ONE, SIX, TWICE_AHEAD, U, hash_room, most_products
+from dgcomp.sparse.vectors import (
+    PIECE,
+    RUN,
+    nonzero_words,
+    prefetch,
+    prefetch_to_write,
+    rank,
+    scale,
+    take_touched,
+    touched_columns,
+    trailing_zeros,
+)
+
+__all__ = ["backward", "close_gap", "multiply_hash", "multiply_rows", "workspace"]
 
 Array = npt.NDArray[Any]
-U = np.uint64
-_intrinsic: Any = extending.intrinsic  # its types do not know that the first argument is numba's own
-ONE, SIX, TWELVE, LOW = U(1), U(6), U(12), U(63)
-AHEAD, TWICE_AHEAD = U(8), U(16)
-NO_COLUMN = np.iinfo(np.int32).max
-SHORT_ROW = 96  # up to here ranking every column against all others beats the bitmap
+SHORT_ROW = 128  # products up to which ranking every column against all others beats a bitmap
+ROOM = SHORT_ROW + 2 * PIECE  # its products, and what the last piece is too long
+COLUMNS_PER_PRODUCT = 4  # up to so many a sweep over all columns beats marking those that are touched
+WORD, GROUP = U(64), U(64 * 64)  # columns of a word of bits, and of 64 of them
+UPIECE, URUN, RUN_BITS, TWELVE = U(PIECE), U(RUN), U((1 << RUN) - 1), U(12)
 
 
-@_intrinsic
-def trailing_zeros(typingctx: Any, word: Any) -> Any:
-    """Trailing zero bits of a uint64 that is not zero: LLVM's cttz."""
+def workspace(num_columns: int, index_type: npt.DTypeLike, dtype: npt.DTypeLike) -> tuple[Array, Array, Array, Array]:
+    """What `multiply_rows` works in: lists, int16 for B's columns in uint16, else int32; an accumulator and its marks.
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], cgutils.true_bit)
-
-    return types.uint64(types.uint64), codegen
-
-
-@_intrinsic
-def _count_ones(typingctx: Any, word: Any) -> Any:
-    """Set bits of a uint64: LLVM's ctpop."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ctpop(args[0])
-
-    return types.uint64(types.uint64), codegen
-
-
-@_intrinsic
-def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
-    """Ask for the cache line of array[index]; never faults, so the index need not be right."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        address = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
-        flag = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [address.type, flag, flag, flag])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [address, flag(0), flag(3), flag(1)])  # read, keep in all caches, data
-        return context.get_dummy_value()
-
-    return types.void(array, types.uint64), codegen
+    NumPy asks the system for zeros, numba writes them: these never become real memory where no row needs them.
+    """
+    groups = -(-num_columns // int(GROUP))
+    lists = np.empty((3, ROOM), np.int16 if index_type == np.uint16 else np.int32)
+    return lists, np.zeros(groups << 12, dtype), np.zeros(groups << 6, np.uint64), np.zeros(groups, np.uint8)
 
 
 @numba.njit(cache=True, nogil=True)
-def first_unsorted_row(pointers: Array, indices: Array, num_columns: int) -> int:
-    """First row whose columns are not ascending, distinct and below num_columns; -1 if there is none."""
-    for row in range(len(pointers) - 1):
-        previous = -1
-        for q in range(U(pointers[row]), U(pointers[row + 1])):
-            if indices[q] <= previous or indices[q] >= num_columns:
-                return row
-            previous = indices[q]
-    return -1
-
-
-@numba.njit(cache=True, nogil=True)
-def count_products(ap: Array, aj: Array, bp: Array) -> Array:
-    """Multiplies that each row of A takes, int64 [rows]."""
-    products = np.zeros(len(ap) - 1, np.int64)
-    for row in range(len(ap) - 1):
-        for p in range(U(ap[row]), U(ap[row + 1])):
-            products[row] += bp[U(aj[p]) + ONE] - bp[U(aj[p])]
-    return products
-
-
-@numba.njit(cache=True, nogil=True)
-def pack_rows(bp: Array, bj: Array) -> tuple[Array, Array, Array]:
-    """Rows of B as bitmaps: pointers, indices and values of the 64-bit words that are not empty."""
-    pointers = np.zeros(len(bp), np.int64)
-    for row in range(len(bp) - 1):
-        last, count = -1, pointers[row]
-        for q in range(U(bp[row]), U(bp[row + 1])):
-            if bj[q] >> 6 != last:
-                last = bj[q] >> 6
-                count += 1
-        pointers[row + 1] = count
-    words = np.empty(pointers[-1], np.int32)
-    masks = np.zeros(pointers[-1], np.uint64)
-    for row in range(len(bp) - 1):
-        last, cursor = -1, pointers[row] - 1
-        for q in range(U(bp[row]), U(bp[row + 1])):
-            if bj[q] >> 6 != last:
-                last = bj[q] >> 6
-                cursor += 1
-                words[cursor] = last
-            masks[cursor] |= ONE << (U(bj[q]) & LOW)
-    return pointers, words, masks
-
-
-@numba.njit(cache=True, nogil=True)
-def count_by_marks(ap: Array, aj: Array, bp: Array, bj: Array, marks: Array, out: Array, start: int, stop: int) -> None:
-    """Symbolic phase, one column at a time; marks [columns] holds the last row that touched a column (-1 at first)."""
-    num_entries = U(len(aj))
-    for row in range(start, stop):
-        count = 0
-        for p in range(U(ap[row]), U(ap[row + 1])):
-            if p + TWICE_AHEAD < num_entries:
-                prefetch(bp, U(aj[p + TWICE_AHEAD]))
-                prefetch(bj, U(bp[U(aj[p + AHEAD])]))
-            k = U(aj[p])
-            for q in range(U(bp[k]), U(bp[k + ONE])):
-                j = U(bj[q])
-                count += marks[j] != row
-                marks[j] = row
-        out[row] = count
-
-
-@numba.njit(cache=True, nogil=True)
-def count_by_words(
-    ap: Array, aj: Array, wp: Array, words: Array, masks: Array, bitmap: Array, out: Array, start: int, stop: int
-) -> None:
-    """Symbolic phase, 64 columns at a time, on B packed by `pack_rows`; bitmap uint64 [columns / 64] is zero."""
-    for row in range(start, stop):
-        count = U(0)
-        visits = 0
-        for p in range(U(ap[row]), U(ap[row + 1])):
-            k = U(aj[p])
-            visits += wp[k + ONE] - wp[k]
-        if visits > len(bitmap) // 4:  # sweep the whole bitmap once
-            for p in range(U(ap[row]), U(ap[row + 1])):
-                k = U(aj[p])
-                for q in range(U(wp[k]), U(wp[k + ONE])):
-                    bitmap[U(words[q])] |= masks[q]
-            for word in range(len(bitmap)):
-                count += _count_ones(bitmap[word])
-                bitmap[word] = 0
-        else:
-            for p in range(U(ap[row]), U(ap[row + 1])):
-                k = U(aj[p])
-                for q in range(U(wp[k]), U(wp[k + ONE])):
-                    old = bitmap[U(words[q])]
-                    count += _count_ones(masks[q] & ~old)
-                    bitmap[U(words[q])] = old | masks[q]
-            for p in range(U(ap[row]), U(ap[row + 1])):
-                k = U(aj[p])
-                for q in range(U(wp[k]), U(wp[k + ONE])):
-                    bitmap[U(words[q])] = 0
-        out[row] = count
-
-
-@numba.njit(cache=True, nogil=True)
-def scale_rows(
-    ap: Array, aj: Array, ax: Array, bp: Array, bj: Array, bx: Array,
-    cp: Array, cj: Array, cx: Array, start: int, stop: int,
+def multiply_rows(
+    rows: Array, ap: Array, aj: Array, ax: Array, offsets: Array, bp: Array, bj: Array, bx: Array, num_columns: int,
+    cp: Array, cj: Array, cx: Array, start: int, stop: int, offset: int, end: int,
+    lists: Array, sums: Array, bits: Array, touched: Array,
 ) -> None:  # fmt: skip
-    """Numeric phase of the rows of A with one entry: a scaled row of B."""
+    """Write rows [start, stop) to C's entries from `offset` on; those from `end` on are not touched.
+
+    bj is uint16 (below 2**16 columns) or int32. The last four are what `workspace` returns.
+    """
+    sweeps = U(num_columns) <= U(COLUMNS_PER_PRODUCT) * most_products(offsets, start, stop)
+    swept = np.full(len(sums) if sweeps else 0, -0.0, cx.dtype)
+    columns, ranks, slots = lists[0], lists[1], lists[2]
+    products, totals = np.empty(ROOM, cx.dtype), np.empty(ROOM, cx.dtype)
+    o = U(offset)
     for row in range(start, stop):
-        if ap[row + 1] - ap[row] == 1:
-            k, a, o = U(aj[ap[row]]), ax[ap[row]], U(cp[row])
+        first, last = U(ap[row]), U(ap[row + 1])
+        count = U(offsets[row + 1] - offsets[row])
+        begin = o
+        if last - first == ONE:
+            k, a = U(aj[first]), ax[first]
             for q in range(U(bp[k]), U(bp[k + ONE])):
                 cj[o] = bj[q]
                 cx[o] = a * bx[q]
                 o += ONE
-
-
-@numba.njit(cache=True, nogil=True)
-def multiply_short_rows(
-    ap: Array, aj: Array, ax: Array, bp: Array, bj: Array, bx: Array, num_columns: int,
-    cp: Array, cj: Array, cx: Array, start: int, stop: int,
-) -> None:  # fmt: skip
-    """Numeric phase of the rows of C with at most SHORT_ROW entries, dense accumulator.
-
-    A row lists its columns as they first appear; the place of each is the number of columns below it, counted
-    without a branch and vectorized, which at this length is faster than any sort.
-    """
-    sums = np.zeros(num_columns, cx.dtype)
-    bitmap = np.zeros((num_columns >> 6) + 1, np.uint64)
-    seen = np.empty(SHORT_ROW + 16, np.int32)
-    num_entries = U(len(aj))
-    for row in range(start, stop):
-        first, last, o = U(ap[row]), U(ap[row + 1]), cp[row]
-        if last - first <= ONE or cp[row + 1] - o > SHORT_ROW:
-            continue
-        m = U(0)
-        for p in range(first, last):
-            if p + TWICE_AHEAD < num_entries:
-                prefetch(bp, U(aj[p + TWICE_AHEAD]))
-                prefetch(bj, U(bp[U(aj[p + AHEAD])]))
-                prefetch(bx, U(bp[U(aj[p + AHEAD])]))
-            k, a = U(aj[p]), ax[p]
-            for q in range(U(bp[k]), U(bp[k + ONE])):
-                j = U(bj[q])
-                word = bitmap[j >> SIX]
-                seen[m] = j
-                m += ONE - ((word >> (j & LOW)) & ONE)
-                bitmap[j >> SIX] = word | (ONE << (j & LOW))
-                sums[j] += a * bx[q]
-        end = (m + U(15)) & ~U(15)  # whole vectors: the odd end of a loop costs as much as the rest of it
-        for t in range(m, end):
-            seen[t] = NO_COLUMN
-        for t in range(m):
-            column = seen[t]
-            rank = np.int32(0)  # as wide as the columns, or the loop is not vectorized
-            for u in range(end):
-                rank = np.int32(rank + np.int32(seen[u] < column))
-            place, j = U(o + rank), U(column)
-            cj[place] = column
-            cx[place] = sums[j]
-            sums[j] = 0
-            bitmap[j >> SIX] = 0
-
-
-@numba.njit(cache=True, nogil=True)
-def multiply_long_rows(
-    ap: Array, aj: Array, ax: Array, bp: Array, bj: Array, bx: Array, wp: Array, words: Array, masks: Array,
-    num_columns: int, cp: Array, cj: Array, cx: Array, start: int, stop: int,
-) -> None:  # fmt: skip
-    """Numeric phase of the other rows, dense accumulator; B also packed by `pack_rows`.
-
-    A row marks its columns in a bitmap, which hands them out in ascending order without a sort. Where the row is
-    shorter than the bitmap, two more levels of bits (a bit says that 64 words below are not all empty) find its words.
-    """
-    sums = np.zeros(num_columns, cx.dtype)
-    bits0 = np.zeros((num_columns >> 6) + 1, np.uint64)
-    bits1 = np.zeros((num_columns >> 12) + 1, np.uint64)
-    bits2 = np.zeros((num_columns >> 18) + 1, np.uint64)
-    num_entries = U(len(aj))
-    for row in range(start, stop):
-        first, last, o = U(ap[row]), U(ap[row + 1]), U(cp[row])
-        length = cp[row + 1] - cp[row]
-        if last - first <= ONE or length <= SHORT_ROW:
-            continue
-        sweep = len(bits0) <= length
-        for p in range(first, last):
-            if p + TWICE_AHEAD < num_entries:
-                prefetch(bp, U(aj[p + TWICE_AHEAD]))
-                prefetch(bj, U(bp[U(aj[p + AHEAD])]))
-            k, a = U(aj[p]), ax[p]
-            if sweep:
-                for q in range(U(wp[k]), U(wp[k + ONE])):
-                    bits0[U(words[q])] |= masks[q]
+        elif count <= U(SHORT_ROW):
+            _list_products(aj, ax, bp, bj, bx, first, last, columns, products)
+            if _rank_columns(columns, count, ranks):
+                _store_ranked(columns, products, ranks, count, cj, cx, o)
+                o += count
             else:
-                for q in range(U(wp[k]), U(wp[k + ONE])):
-                    w = U(words[q])
-                    bits0[w] |= masks[q]
-                    bits1[w >> SIX] |= ONE << (w & LOW)
-                    bits2[w >> TWELVE] |= ONE << ((w >> SIX) & LOW)
-            for q in range(U(bp[k]), U(bp[k + ONE])):
-                sums[U(bj[q])] += a * bx[q]
-        if sweep:
-            for word in range(U(len(bits0))):
-                o = _take_word(word, bits0, sums, cj, cx, o)
+                o = _store_met(columns, products, ranks, count, slots, totals, cj, cx, o)
+        elif U(num_columns) <= count * U(COLUMNS_PER_PRODUCT):
+            _add_all(aj, ax, bp, bj, bx, first, last, swept)
+            o = _sweep(swept, U(num_columns), cj, cx, o, U(end))
         else:
-            take_sums(bits0, bits1, bits2, sums, cj, cx, o)
+            _add_marked(aj, ax, bp, bj, bx, first, last, sums, bits, touched)
+            o = _take_marked(bits, touched, sums, cj, cx, o)
+        cp[rows[row] + 1] = o - begin
 
 
 @numba.njit(nogil=True)
-def take_sums(bits0: Array, bits1: Array, bits2: Array, sums: Array, cj: Array, cx: Array, o: Any) -> Any:
-    """Move a row's sums from the dense accumulator to C from entry o on, columns ascending; the entry after the last.
+def _list_products(
+    aj: Array, ax: Array, bp: Array, bj: Array, bx: Array, first: Any, last: Any, columns: Array, products: Array
+) -> None:
+    """All products of a row with their columns, PIECE at a time: what is listed too much, the next piece overwrites."""
+    num_entries, num_stored = U(len(aj)), U(len(bj))
+    m = U(0)
+    for p in range(first, last):
+        if p + TWICE_AHEAD < num_entries:
+            prefetch(bp, U(aj[p + TWICE_AHEAD]))
+            ahead = U(bp[U(aj[p + AHEAD])])
+            prefetch(bj, ahead)
+            prefetch(bx, ahead)
+            prefetch(bx, ahead + URUN)
+        k, a = U(aj[p]), ax[p]
+        q, end = U(bp[k]), U(bp[k + ONE])
+        next_m = m + (end - q)
+        if end + UPIECE <= num_stored:
+            while q < end:
+                scale(bj, bx, q, a, columns, products, m)
+                q += UPIECE
+                m += UPIECE
+        else:
+            for t in range(end - q):
+                columns[m + t] = np.int64(bj[q + t]) - _bias(columns)
+                products[m + t] = a * bx[q + t]
+        m = next_m
 
-    bits0 has a bit for each column, bits1 one for each word of bits0 that is not empty, bits2 one for each of bits1;
-    all are left zero, as are the sums.
-    """
-    for c in range(U(len(bits2))):
-        top = bits2[c]
-        bits2[c] = 0
-        while top:
-            b = (c << SIX) | trailing_zeros(top)
-            top &= top - ONE
-            middle = bits1[b]
-            bits1[b] = 0
-            while middle:
-                o = _take_word((b << SIX) | trailing_zeros(middle), bits0, sums, cj, cx, o)
-                middle &= middle - ONE
+
+@numba.njit(nogil=True)
+def _bias(columns: Array) -> Any:
+    """What was subtracted from listed columns: numbers with a sign are compared faster."""
+    return 1 << 15 if columns.itemsize == 2 else 0
+
+
+@numba.njit(nogil=True)
+def _no_column(columns: Array) -> Any:
+    """A number in the list above that of any column."""
+    return (1 << (8 * columns.itemsize - 1)) - 1
+
+
+@numba.njit(nogil=True)
+def _rank_columns(columns: Array, count: Any, ranks: Array) -> bool:
+    """ranks[t] = number of columns below columns[t]; whether they all differ."""
+    end = (count + UPIECE - ONE) & ~(UPIECE - ONE)
+    for t in range(count, count + UPIECE):
+        columns[t] = _no_column(columns)
+    others = (count + U(7)) & ~U(7)  # the loop over them is unrolled, its odd end would cost as much
+    total = U(0)
+    for t in range(U(0), end, UPIECE):
+        total += rank(columns, others, t, ranks)
+    all_differ = (count * (count - ONE) >> ONE) + (end - count) * count  # 0, 1, ... count - 1, then count each
+    return bool(total == all_differ)
+
+
+@numba.njit(nogil=True)
+def _store_ranked(columns: Array, products: Array, ranks: Array, count: Any, cj: Array, cx: Array, o: Any) -> None:
+    """Entries of C from o on, each at the place of its rank."""
+    for t in range(U(0), count, URUN):
+        prefetch_to_write(cj, o + count + t)
+        prefetch_to_write(cx, o + count + t)
+    for t in range(count):
+        place = o + U(ranks[t])
+        cj[place] = columns[t] + _bias(columns)
+        cx[place] = products[t]
+
+
+@numba.njit(nogil=True)
+def _store_met(
+    columns: Array, products: Array, ranks: Array, count: Any, slots: Array, totals: Array, cj: Array, cx: Array, o: Any
+) -> Any:
+    """The same where some columns are equal, which gives them one rank and leaves the next ones unused."""
+    for t in range(count):
+        slots[t] = _no_column(columns)
+        totals[t] = -0.0
+    for t in range(count):
+        slots[U(ranks[t])] = columns[t]
+        totals[U(ranks[t])] += products[t]
+    for t in range(count):
+        if slots[t] != _no_column(columns):
+            cj[o] = slots[t] + _bias(columns)
+            cx[o] = totals[t]
+            o += ONE
     return o
 
 
 @numba.njit(nogil=True)
-def _take_word(w: Any, bits: Array, sums: Array, cj: Array, cx: Array, o: Any) -> Any:
-    """The same for the 64 columns of one word."""
-    word = bits[w]
-    bits[w] = 0
-    while word:
-        j = (w << SIX) | trailing_zeros(word)
-        word &= word - ONE
-        cj[o] = j
-        cx[o] = sums[j]
+def _add_all(aj: Array, ax: Array, bp: Array, bj: Array, bx: Array, first: Any, last: Any, sums: Array) -> None:
+    """Sums of a row in the dense accumulator; none is -0.0 afterwards that was touched."""
+    zero = sums.dtype.type(0)
+    for p in range(first, last):
+        k, a = U(aj[p]), ax[p]
+        for q in range(U(bp[k]), U(bp[k + ONE])):
+            sums[U(bj[q])] += a * bx[q] + zero  # -0.0 becomes 0.0
+
+
+@numba.njit(nogil=True)
+def _sweep(sums: Array, num_columns: Any, cj: Array, cx: Array, o: Any, end: Any) -> Any:
+    """Move what is not -0.0 from the accumulator to C from entry o on, never beyond `end`; the entry after the last."""
+    j = U(0)
+    while j < num_columns and o + WORD <= end:
+        touched = U(0)
+        for run in range(U(0), WORD, URUN):
+            touched |= touched_columns(sums, j + run) << run
+        while touched:  # columns come in clusters: many runs have none
+            run = trailing_zeros(touched) & ~(URUN - ONE)
+            o = take_touched(sums, j + run, cj, cx, o)
+            touched &= ~(RUN_BITS << run)
+        j += WORD
+    spare_j, spare_x = np.empty(RUN, cj.dtype), np.empty(RUN, cx.dtype)
+    while j < num_columns:
+        for t in range(take_touched(sums, j, spare_j, spare_x, U(0))):
+            cj[o] = spare_j[t]
+            cx[o] = spare_x[t]
+            o += ONE
+        j += URUN
+    return o
+
+
+@numba.njit(nogil=True)
+def _add_marked(
+    aj: Array, ax: Array, bp: Array, bj: Array, bx: Array, first: Any, last: Any,
+    sums: Array, bits: Array, touched: Array,
+) -> None:  # fmt: skip
+    """Sums of a row in the dense accumulator; a bit for each column that was touched, a byte for 64 words of bits."""
+    num_entries = U(len(aj))
+    for p in range(first, last):
+        if p + TWICE_AHEAD < num_entries:
+            prefetch(bp, U(aj[p + TWICE_AHEAD]))
+            prefetch(bj, U(bp[U(aj[p + AHEAD])]))
+            prefetch(bx, U(bp[U(aj[p + AHEAD])]))
+        k, a = U(aj[p]), ax[p]
+        for q in range(U(bp[k]), U(bp[k + ONE])):
+            j = U(bj[q])
+            bits[j >> SIX] |= ONE << (j & LOW)
+            touched[j >> TWELVE] = 1
+            sums[j] += a * bx[q]
+
+
+@numba.njit(nogil=True)
+def _take_marked(bits: Array, touched: Array, sums: Array, cj: Array, cx: Array, o: Any) -> Any:
+    """Move the marked sums to C from entry o on, take the marks away; the entry after the last."""
+    begin = o
+    for group in range(U(len(touched))):
+        if touched[group]:
+            touched[group] = 0
+            for w in range(group << SIX, (group + ONE) << SIX, URUN):
+                marked = nonzero_words(bits, w)
+                while marked:
+                    at = w + trailing_zeros(marked)
+                    marked &= marked - ONE
+                    word = bits[at]
+                    bits[at] = 0
+                    while word:
+                        cj[o] = (at << SIX) | trailing_zeros(word)
+                        word &= word - ONE
+                        o += ONE
+    for t in range(begin, o):  # apart, so that these loads, far from each other, do not wait for the bits
+        j = U(cj[t])
+        cx[t] = sums[j]
         sums[j] = 0
-        o += ONE
     return o
+
+
+@numba.njit(cache=True, nogil=True)
+def close_gap(cj: Array, cx: Array, source: int, target: int, count: int) -> None:
+    """Move `count` entries of C down from `source` to `target`; the two may overlap."""
+    for t in range(U(count)):
+        cj[U(target) + t] = cj[U(source) + t]
+        cx[U(target) + t] = cx[U(source) + t]
 
 
 @numba.njit(cache=True, nogil=True)
 def multiply_hash(
-    ap: Array, aj: Array, ax: Array, bp: Array, bj: Array, bx: Array,
-    cp: Array, cj: Array, cx: Array, start: int, stop: int,
+    rows: Array, ap: Array, aj: Array, ax: Array, offsets: Array, bp: Array, bj: Array, bx: Array,
+    cp: Array, cj: Array, cx: Array, start: int, stop: int, offset: int,
 ) -> None:  # fmt: skip
-    """Numeric phase of the rows with two or more entries, a hash table each, at most half full, open addressing."""
-    longest = 1
-    for row in range(start, stop):
-        longest = max(longest, cp[row + 1] - cp[row])
-    size = 2
-    while size < 2 * longest:
-        size *= 2
+    """The same product with a hash table for each row, at most half full: no memory grows with the columns."""
+    size = hash_room(most_products(offsets, start, stop))
     keys = np.full(size, -1, np.int64)
     sums = np.zeros(size, cx.dtype)
+    o = U(offset)
     for row in range(start, stop):
-        first, last = U(ap[row]), U(ap[row + 1])
-        o, end = cp[row], cp[row + 1]
-        if last - first <= ONE:
-            continue
-        room = 2
-        while room < 2 * (end - o):
-            room *= 2
-        mask = U(room - 1)
-        m = U(o)
-        for p in range(first, last):
+        room = hash_room(U(offsets[row + 1] - offsets[row]))
+        mask, begin = room - ONE, o
+        for p in range(U(ap[row]), U(ap[row + 1])):
             k, a = U(aj[p]), ax[p]
             for q in range(U(bp[k]), U(bp[k + ONE])):
                 j = np.int64(bj[q])
-                slot = (U(j) * U(0x9E3779B97F4A7C15) >> U(32)) & mask
+                slot = (U(j) * HASH >> U(32)) & mask
                 while keys[slot] != j and keys[slot] != -1:
                     slot = (slot + ONE) & mask
                 if keys[slot] == -1:
                     keys[slot] = j
-                    cj[m] = j
-                    m += ONE
+                    cj[o] = j
+                    o += ONE
                 sums[slot] += a * bx[q]
-        cj[o:end].sort()
-        for t in range(U(o), U(end)):
+        cj[begin:o].sort()
+        for t in range(begin, o):
             j = np.int64(cj[t])
-            slot = (U(j) * U(0x9E3779B97F4A7C15) >> U(32)) & mask
+            slot = (U(j) * HASH >> U(32)) & mask
             while keys[slot] != j:
                 slot = (slot + ONE) & mask
             cx[t] = sums[slot]
             sums[slot] = 0
         keys[:room] = -1
+        cp[rows[row] + 1] = o - begin
 
 
 @numba.njit(cache=True, nogil=True)

@@ -4,6 +4,7 @@ torch multiplies two CSR matrices on the CPU only in builds with MKL; this works
 Gustavson's row-wise algorithm ("Two fast algorithms for sparse matrices", ACM TOMS 1978), symbolic phase first.
 """
 
+import itertools
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dgcomp.sparse import gustavson as kernels
-from dgcomp.sparse import one_pass
+from dgcomp.sparse import symbolic
 from dgcomp.sparse.threads import run_in_threads
 
 __all__ = ["Accumulator", "spgemm"]
@@ -21,14 +22,22 @@ Array = npt.NDArray[Any]
 Accumulator = Literal["auto", "dense", "hash"]
 Matrix = TypeVar("Matrix")
 CSR = tuple[Array, Array, Array]  # row pointers, column indices, values
+Left = tuple[Array, Array, Array, Array, Array]  # what symbolic.live_entries returns
 Ranges = list[tuple[int, int]]  # rows [start, stop)
+
+UINT16_MAX = np.iinfo(np.uint16).max
+INT32_MAX = np.iinfo(np.int32).max
 
 # Above this many columns a thread's dense accumulator no longer pays: 64 MB of float64 that are mostly cache misses.
 MAX_DENSE_COLUMNS = 1 << 23
-# Packing B into words pays in the symbolic phase where a word replaces at least this many entries.
-MIN_ENTRIES_PER_WORD = 1.7
+# B's rows become bitmaps where these have at most so many words for each of its entries.
+MAX_WORDS_PER_ENTRY = 2
 # Up to so many products for each entry of A and B few of them meet, and counting them beforehand does not pay.
 MAX_PRODUCTS_PER_ENTRY = 4
+# Entries of C beyond which it is counted first in any case: 2**28 are 3 to 4 GB of addresses.
+MAX_ROOM = 1 << 28
+# A thread costs some 100 microseconds, cold caches and a gap to close: it pays from about 2 ms of work on.
+MIN_PRODUCTS_PER_THREAD = 1 << 19
 
 
 def spgemm(a: Matrix, b: Matrix, *, accumulator: Accumulator = "auto") -> Matrix:
@@ -65,66 +74,75 @@ def multiply(
 ) -> CSR:
     """The same on bare arrays (pointers, indices, values) of two matrices of the given shapes."""
     check_operands(a, b, a_shape, b_shape)
-    products = kernels.count_products(a[0], a[1], b[0])
-    ranges = _balanced_ranges(products)
     is_dense = accumulator == "dense" or (accumulator == "auto" and b_shape[1] <= MAX_DENSE_COLUMNS)
-    if is_dense and products.sum() <= MAX_PRODUCTS_PER_ENTRY * (len(a[1]) + len(b[1])):
-        return _multiply_in_one_pass(a, b, b_shape[1], products, ranges)
-    return _multiply_in_two_phases(a, b, b_shape[1], ranges, is_dense=is_dense)
-
-
-def _multiply_in_one_pass(a: CSR, b: CSR, columns: int, products: Array, ranges: Ranges) -> CSR:
-    """Every range of rows writes to where its products could go at most; then the gaps between them are closed."""
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(products)])
-    index_type = _index_type(a, b, int(offsets[-1]))
-    pointers = np.zeros(len(products) + 1, np.int64)
-    indices, values = np.empty(offsets[-1], index_type), np.empty(offsets[-1], a[2].dtype)
+    if is_dense and b_shape[1] > INT32_MAX:
+        raise ValueError(f"accumulator must be 'hash' for more than {INT32_MAX} columns, got 'dense' for {b_shape[1]}")
+    is_short = is_dense and b_shape[1] <= UINT16_MAX
+    right = _narrow(b[0], len(b[1])), b[1].astype(np.uint16) if is_short else _narrow(b[1], b_shape[1]), b[2]
+    a_columns = np.empty(len(a[1]), np.int32 if a_shape[1] <= INT32_MAX else np.int64)
+    left = symbolic.live_entries(_narrow(a[0], len(a[1])), a[1], a[2], right[0], a_columns)
+    rows, products = left[0], left[-1]
+    ranges = _balanced_ranges(products)
+    starts = _running_sum(np.minimum(np.diff(products), b_shape[1]))  # where rows of C begin if no two products meet
+    if not _takes_one_pass(a, b, b_shape[1], int(products[-1]), int(starts[-1]), len(ranges)):
+        starts = _running_sum(_count_entries(left, right, b_shape[1], ranges, is_dense=is_dense))
+    index_type = np.result_type(a[1], b[1], np.int64 if starts[-1] > INT32_MAX else np.int32)
+    pointers = np.zeros(a_shape[0] + 1, index_type)
+    indices, values = np.empty(starts[-1], index_type), np.empty(starts[-1], a[2].dtype)
     c = pointers, indices, values
 
     def fill(start: int, stop: int) -> None:
-        one_pass.multiply_rows(*a, *b, columns, *c, start, stop, offsets[start])
+        if is_dense:
+            workspace = kernels.workspace(b_shape[1], right[1].dtype, right[2].dtype)
+            kernels.multiply_rows(*left, *right, b_shape[1], *c, start, stop, starts[start], starts[stop], *workspace)
+        else:
+            kernels.multiply_hash(*left, *right, *c, start, stop, starts[start])
 
     run_in_threads(fill, ranges)
-    total = 0
+    np.cumsum(pointers, dtype=index_type, out=pointers)
     for start, stop in ranges:
-        count = int(pointers[stop])
-        if offsets[start] > total:
-            one_pass.close_gap(indices, values, offsets[start], total, count)
-        pointers[start + 1 : stop + 1] += total
-        total += count
-    indices.resize(total, refcheck=False)  # in place: gives the pages back that nothing was written to
-    values.resize(total, refcheck=False)
-    return pointers.astype(index_type, copy=False), indices, values
+        target = int(pointers[rows[start]]) if start < stop else 0
+        if starts[start] > target:
+            kernels.close_gap(indices, values, int(starts[start]), target, int(pointers[rows[stop - 1] + 1]) - target)
+    indices.resize(pointers[-1], refcheck=False)  # in place: gives the pages back that nothing was written to
+    values.resize(pointers[-1], refcheck=False)
+    return pointers, indices, values
 
 
-def _multiply_in_two_phases(a: CSR, b: CSR, columns: int, ranges: Ranges, *, is_dense: bool) -> CSR:
-    """Count the entries of every row of C, allocate it exactly, and fill it."""
-    (ap, aj, ax), (bp, bj, _) = a, b
-    num_rows = len(ap) - 1
-    packed = kernels.pack_rows(bp, bj)
-    counts = np.zeros(num_rows, np.int64)
+def _takes_one_pass(a: CSR, b: CSR, columns: int, num_products: int, most_entries: int, num_ranges: int) -> bool:
+    """Whether C is written into room for as many entries as it could have, not counted first.
+
+    Room that nothing is written to never becomes real memory. With several threads there are gaps to close afterwards,
+    which pays where few products meet, as they do where there are few of them.
+    """
+    if num_products <= MAX_PRODUCTS_PER_ENTRY * (len(a[1]) + len(b[1])):
+        return most_entries <= MAX_ROOM
+    return num_ranges == 1 and most_entries <= MAX_ROOM and not _fits_bitmaps(b[0], b[1], columns)
+
+
+def _fits_bitmaps(bp: Array, bj: Array, columns: int) -> bool:
+    """Whether B is so dense that bitmaps of its rows count the entries of C in next to no time."""
+    return (len(bp) - 1) * (columns >> 6) <= MAX_WORDS_PER_ENTRY * len(bj)
+
+
+def _count_entries(left: Left, right: CSR, columns: int, ranges: Ranges, *, is_dense: bool) -> Array:
+    """Entries of C in every row of `left`, int64."""
+    _, ap, aj, _, products = left
+    bp, bj, _ = right
+    counts = np.zeros(len(ap) - 1, np.int64)
+    words = symbolic.bitmaps(bp, bj, (columns >> 6) + 1) if _fits_bitmaps(bp, bj, columns) else None
 
     def count(start: int, stop: int) -> None:
-        if len(bj) >= MIN_ENTRIES_PER_WORD * len(packed[1]):
-            kernels.count_by_words(ap, aj, *packed, np.zeros((columns >> 6) + 1, np.uint64), counts, start, stop)
+        if words is not None:
+            symbolic.count_by_bitmaps(ap, aj, words, counts, start, stop)
+        elif is_dense:
+            marks = np.full(columns, -1, np.int32 if len(counts) <= INT32_MAX else np.int64)
+            symbolic.count_by_marks(ap, aj, bp, bj, marks, counts, start, stop)
         else:
-            kernels.count_by_marks(ap, aj, bp, bj, np.full(columns, -1, _row_type(num_rows)), counts, start, stop)
+            symbolic.count_by_hash(ap, aj, bp, bj, products, counts, start, stop)
 
     run_in_threads(count, ranges)
-    pointers = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-    index_type = _index_type(a, b, int(pointers[-1]))
-    c = pointers, np.empty(pointers[-1], index_type), np.empty(pointers[-1], ax.dtype)
-
-    def fill(start: int, stop: int) -> None:
-        kernels.scale_rows(*a, *b, *c, start, stop)
-        if is_dense:
-            kernels.multiply_short_rows(*a, *b, columns, *c, start, stop)
-            kernels.multiply_long_rows(*a, *b, *packed, columns, *c, start, stop)
-        else:
-            kernels.multiply_hash(*a, *b, *c, start, stop)
-
-    run_in_threads(fill, ranges)
-    return pointers.astype(index_type, copy=False), c[1], c[2]
+    return counts
 
 
 def check_operands(a: CSR, b: CSR, a_shape: tuple[int, int], b_shape: tuple[int, int]) -> None:
@@ -135,7 +153,7 @@ def check_operands(a: CSR, b: CSR, a_shape: tuple[int, int], b_shape: tuple[int,
         raise ValueError(f"a and b must both be float32 or both float64, got {a[2].dtype} and {b[2].dtype}")
     is_square = a[0] is b[0] and a[1] is b[1]
     for name, (pointers, indices, _), shape in (("a", a, a_shape), ("b", b, b_shape))[: 1 if is_square else 2]:
-        row = kernels.first_unsorted_row(pointers, indices, shape[1])
+        row = symbolic.first_unsorted_row(pointers, indices, shape[1])
         if row >= 0:
             raise ValueError(
                 f"{name} must have ascending, distinct column indices below {shape[1]} in every row, got row {row}: "
@@ -144,23 +162,23 @@ def check_operands(a: CSR, b: CSR, a_shape: tuple[int, int], b_shape: tuple[int,
             )
 
 
-def _row_type(num_rows: int) -> type[np.signedinteger[Any]]:
-    return np.int32 if num_rows < 2**31 else np.int64
+def _narrow(indices: Array, limit: int) -> Array:
+    """The same numbers, none above `limit`, in half the bytes where that can be: they are read again and again."""
+    return indices.astype(np.int32, copy=False) if limit <= INT32_MAX else indices
 
 
-def _index_type(a: CSR, b: CSR, num_entries: int) -> Any:
-    return np.result_type(a[1], b[1], np.int64 if num_entries >= 2**31 else np.int32)
+def _running_sum(counts: Array) -> Array:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
 
 
 def _balanced_ranges(products: Array) -> Ranges:
-    """Row ranges of nearly equal numbers of products, one for each torch thread."""
-    num_rows, num_threads = len(products), torch.get_num_threads()
-    if num_rows == 0 or num_threads == 1:
-        return [(0, num_rows)]
-    work = np.cumsum(products + 1)  # + 1: an empty row is not free
+    """Row ranges of nearly equal work, one for each torch thread that has enough of it; running sums of products."""
+    num_rows = len(products) - 1
+    num_threads = max(1, min(torch.get_num_threads(), int(products[-1]) // MIN_PRODUCTS_PER_THREAD))
+    work = products + np.arange(num_rows + 1)  # a row costs something of its own
     cuts = np.searchsorted(work, work[-1] * np.arange(1, num_threads) / num_threads)
     bounds = np.unique(np.concatenate([[0], cuts, [num_rows]]))
-    return [(int(start), int(stop)) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [(int(start), int(stop)) for start, stop in itertools.pairwise(bounds)] or [(0, 0)]
 
 
 def _scipy_csr(matrix: Any) -> CSR:
@@ -182,7 +200,8 @@ def torch_csr(matrix: Tensor, name: str) -> CSR:
 
 
 def _spgemm_torch(a: Tensor, b: Tensor, accumulator: Accumulator) -> Tensor:
-    a_csr, b_csr = torch_csr(a, "a"), torch_csr(b, "b")
+    a_csr = torch_csr(a, "a")
+    b_csr = a_csr if b is a else torch_csr(b, "b")
     (a_rows, a_columns), (b_rows, b_columns) = a.shape, b.shape
     shapes = (a_rows, a_columns), (b_rows, b_columns)
     pointers, indices, values = _Product.apply(a.values(), b.values(), a_csr, b_csr, shapes, accumulator)

@@ -13,7 +13,6 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from dgcomp.sparse.gustavson import count_products
 from dgcomp.sparse.product import CSR, check_operands
 
 __all__ = ["MergeRound", "SpArchProduct", "condensed_weights", "huffman_schedule", "multiply_condensed"]
@@ -101,8 +100,8 @@ def multiply_condensed(
         rounds.append(MergeRound(nodes, int(weights[leaves].sum()), reread, len(result[0])))
     keys, values = streams.popitem()[1] if streams else (np.empty(0, np.int64), np.empty(0, a[2].dtype))
     pointers = np.searchsorted(keys, np.arange(rows + 1) * columns)
-    total = int(count_products(a[0], a[1], b[0]).sum())
-    return SpArchProduct((pointers, keys % max(columns, 1), values), tuple(rounds), len(weights), total)
+    csr = pointers, keys % max(columns, 1), values
+    return SpArchProduct(csr, tuple(rounds), len(weights), int(weights.sum()))
 
 
 def _merge_all(streams: list[Stream]) -> Stream:

@@ -25,6 +25,8 @@ def run_in_threads(kernel: Callable[[int, int], object], ranges: list[tuple[int,
         for start, stop in ranges:
             kernel(start, stop)
         return
-    with ThreadPoolExecutor(num_threads) as pool:
-        for future in [pool.submit(kernel, start, stop) for start, stop in ranges]:
+    with ThreadPoolExecutor(num_threads - 1) as pool:
+        others = [pool.submit(kernel, start, stop) for start, stop in ranges[1:]]
+        kernel(*ranges[0])  # in this thread, which would only wait
+        for future in others:
             future.result()

@@ -61,26 +61,89 @@ def test_equals_scipy(
 
 @settings(deadline=None, max_examples=60)
 @given(
-    sizes=st.tuples(st.integers(1, 60), st.integers(1, 60), st.sampled_from([1, 63, 300, 9000])),
+    sizes=st.tuples(st.integers(1, 60), st.integers(1, 60), st.sampled_from([1, 63, 300, 9000, 70000])),
     densities=st.tuples(st.floats(0, 1), st.floats(0, 0.6)),
     seed=st.integers(0, 999),
     dtype=st.sampled_from([np.float32, np.float64]),
     threads=st.integers(1, 4),
 )
-def test_one_pass_and_two_phases_agree_to_the_bit(
+def test_every_way_to_the_product_agrees_to_the_bit(
     sizes: tuple[int, int, int], densities: tuple[float, float], seed: int, dtype: Any, threads: int
 ) -> None:
     torch.set_num_threads(threads)
     a = random_csr(sizes[0], sizes[1], densities[0], seed, dtype)
-    b = random_csr(sizes[1], sizes[2], densities[1], seed + 1, dtype)
+    b = random_csr(sizes[1], sizes[2], densities[1] * min(1, 5000 / sizes[2]), seed + 1, dtype)
+    ways: list[dict[str, Any]] = [
+        {"MAX_PRODUCTS_PER_ENTRY": 10**9},  # one pass, gaps closed
+        {"MAX_ROOM": 0, "MAX_WORDS_PER_ENTRY": 10**9},  # counted by bitmaps
+        {"MAX_ROOM": 0, "MAX_WORDS_PER_ENTRY": 0},  # counted by marks
+        {"MAX_ROOM": 0, "MAX_WORDS_PER_ENTRY": 0, "MAX_DENSE_COLUMNS": 0},  # counted by and added in hash tables
+        {"MAX_PRODUCTS_PER_ENTRY": 10**9, "MAX_DENSE_COLUMNS": 0},
+        {"UINT16_MAX": 0},  # columns in 32 bits
+    ]
     results = []
-    for products_per_entry in (0, 10**9):
+    for way in ways:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(product, "MAX_PRODUCTS_PER_ENTRY", products_per_entry)
+            patch.setattr(product, "MIN_PRODUCTS_PER_THREAD", 1)
+            for name, value in way.items():
+                patch.setattr(product, name, value)
             results.append(spgemm(a, b))
     assert_equal(results[0], a @ b)
-    for name in ("indptr", "indices", "data"):
-        np.testing.assert_array_equal(getattr(results[0], name), getattr(results[1], name))
+    for result in results[1:]:
+        for name in ("indptr", "indices", "data"):
+            np.testing.assert_array_equal(getattr(result, name), getattr(results[0], name))
+
+
+def banded(rows: int, columns: int, entries: int, stride: int) -> Any:
+    """`entries` in every row, `stride` apart, from a column on that moves with the row."""
+    row, entry = (index.ravel() for index in np.indices((rows, entries)))
+    values = np.random.default_rng(0).standard_normal(rows * entries)
+    return scipy_sparse.csr_matrix((values, (row, (row * 7 + entry * stride) % columns)), (rows, columns))
+
+
+@pytest.mark.parametrize("columns", [64, 1000, 2**16 - 1, 2**16, 100_000])
+@pytest.mark.parametrize("products", [1, 2, 15, 16, 17, 127, 128, 129, 1000])
+def test_rows_of_every_length(columns: int, products: int) -> None:
+    """Rows just below and above where the kernel changes its mind, whose products meet and do not meet."""
+    for entries in (1, 2, 5):
+        for stride in (1, 3, 1_000):
+            b = banded(8, columns, min(-(-products // entries), columns), stride)
+            a = scipy_sparse.csr_matrix(np.triu(np.ones((6, 8)), 1)[:, :8] * (np.arange(8) < entries + 1))
+            assert_equal(spgemm(a, b), a @ b)
+            last = scipy_sparse.csr_matrix(([1.0], ([0], [columns - 1])), (8, columns))
+            assert_equal(spgemm(a, (b + last).tocsr()), a @ (b + last))
+
+
+def test_columns_beyond_32_bits() -> None:
+    columns = 2**40
+    indices = np.array([5, 2**31 + 1, columns - 1, 2**31 + 1, columns - 1, 7], np.int64)
+    b = scipy_sparse.csr_matrix((np.arange(1.0, 7.0), indices, np.array([0, 3, 5, 5, 6])), (4, columns))
+    a = scipy_sparse.csr_matrix(np.array([[1.0, 2.0, 3.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 2.0]]))
+    used, compact = np.unique(b.indices, return_inverse=True)  # SciPy has no memory for so many columns
+    expected = a @ scipy_sparse.csr_matrix((b.data, compact, b.indptr), (4, len(used)))
+    expected.sort_indices()
+    c = spgemm(a, b)
+    assert c.shape == (3, columns)
+    assert np.array_equal(c.indptr, expected.indptr)
+    assert np.array_equal(c.indices, used[expected.indices])
+    np.testing.assert_allclose(c.data, expected.data)
+    with pytest.raises(ValueError, match="accumulator must be 'hash' for more than 2147483647 columns"):
+        spgemm(a, b, accumulator="dense")
+
+
+@pytest.mark.parametrize("width", [1, 200, 3000, 80_000])
+def test_zeros_that_are_stored_or_cancel_stay_entries(width: int) -> None:
+    """Also where all terms are -0.0, in rows of every kind: scaled, ranked, swept and marked."""
+    row = np.full(width, 1.0) if width <= 3000 else np.where(np.arange(width) % 100 == 0, 1.0, 0.0)
+    b = scipy_sparse.csr_matrix(np.stack([row, row]))
+    cancelled = spgemm(scipy_sparse.csr_matrix(np.array([[1.0, -1.0]])), b)
+    assert cancelled.nnz == np.count_nonzero(row)
+    assert not cancelled.data.any()
+    b.data[:] = 0.0
+    for factors in ([[-1.0, -1.0]], [[-1.0, 0.0]]):
+        stored = spgemm(scipy_sparse.csr_matrix(np.array(factors)), b)
+        assert stored.nnz == np.count_nonzero(row)
+        assert not stored.data.any()
 
 
 @settings(deadline=None, max_examples=30)
