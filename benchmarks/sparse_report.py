@@ -35,8 +35,8 @@ def render(_: Any = None) -> None:
 MATVEC_NOTE = "9216 x 4096, 10 % of the weights, 35 % of the activations; limit: reading the entries at 28 GB/s."
 CONV_NOTE = "64 channels, 28 x 28, batch 8, one thread."
 SPGEMM_NOTE = (
-    "A times A. SciPy returns its columns in no order; `sorted` adds its `sort_indices()`, as dgcomp and MKL "
-    "deliver them. Memory: inputs and highest resident size added, over inputs and output."
+    "A times A. SciPy and MKL return columns in no order, dgcomp ascending; `sorted` adds SciPy's `sort_indices()`. "
+    "Memory: inputs and highest resident size added, over inputs and output."
 )
 WALK_NOTE = "A 784-1024-512-10 network on Fashion-MNIST; size of its three weights."
 PRUNE_NOTE = (
