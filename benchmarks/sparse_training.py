@@ -28,6 +28,7 @@ TASKS: dict[str, Callable[[Any], nn.Module]] = {
     "fashion-vgg": lambda kind: vgg(kind, ((8,), (24, 24), (48, 48)), in_channels=1),
     "fashion-resnet": lambda kind: ResNet(kind, (16, 32), (0,), nn.Conv2d(1, 16, 3, padding=1, stride=2), 10),
     "cifar-vgg": lambda kind: vgg(kind, ((8,), (48, 48), (96, 96))),
+    "cifar-resnet": lambda kind: ResNet(kind, (32, 64), (0,), nn.Conv2d(3, 32, 3, padding=1, stride=2), 10),
 }
 
 
@@ -46,7 +47,10 @@ class Recipe(NamedTuple):
 
 
 # The rates have the least loss of those that `tune` tries.
-RECIPES = {"cifar-vgg": Recipe(3000, 300, (0.2, 0.1, 0.2), from_spatial=True)}
+RECIPES = {
+    "cifar-vgg": Recipe(3000, 300, (0.2, 0.1, 0.2), from_spatial=True),
+    "cifar-resnet": Recipe(2000, 200, (0.2, 0.1, 0.1), from_spatial=True),
+}
 
 # Initialisation of the Winograd weights, method, and the rates that `tune` tries with them.
 TRIALS = (
