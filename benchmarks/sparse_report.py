@@ -48,7 +48,7 @@ PRUNE_NOTE = (
 )
 
 TUNE_NOTE = (
-    "400 dense steps of cifar-vgg on seed 7, which no table above uses, and on 45,000 of the training images. Loss: "
+    "400 dense steps on seed 7, which no curve above uses, and on 45,000 of the training images. Loss: "
     "mean of the last 100 batches. Accuracy: on the 5,000 training images held out. Start: Winograd weights as "
     "released, normal, or transforms of He-initialised spatial ones."
 )
@@ -94,7 +94,7 @@ def _walk(row: Row) -> Row:
 def _tune(row: Row) -> Row:
     start = "" if row["method"] == "spatial" else row["start"]
     figures = {"loss": f"{row['loss']:.3f}", "accuracy, %": f"{row['accuracy']:.2f}"}
-    return {"method": row["method"], "start": start, "rate": row["rate"]} | figures
+    return {"task": row["task"], "method": row["method"], "start": start, "rate": row["rate"]} | figures
 
 
 def _rounded(ratios: dict[str, float]) -> dict[str, str]:
