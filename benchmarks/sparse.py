@@ -5,6 +5,7 @@
     python benchmarks/sparse.py spgemm --graphs FOLDER         # three graphs and an rMAT of a million rows
     python benchmarks/sparse.py walk --fashion FOLDER          # prune, share, compress, multiply: size and accuracy
     python benchmarks/sparse.py prune --fashion FOLDER --seconds 150   # three ways to prune; call again to go on
+    python benchmarks/sparse.py tune --cifar FOLDER            # learning rates and initialisations on CIFAR-10
     python benchmarks/sparse.py render                         # Markdown and the plot from the rows so far
 
 FOLDER of --fashion holds Fashion-MNIST's four idx.gz files (without it they are looked for and downloaded); --graphs
@@ -29,13 +30,13 @@ if __package__ in (None, ""):
 
 from benchmarks.sparse_report import render
 from benchmarks.sparse_rows import append, medians_ms
-from benchmarks.sparse_training import METHODS, TASKS, prune, walk
+from benchmarks.sparse_training import METHODS, TASKS, prune, tune, walk
 from dgcomp import sparse
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["matvec", "conv", "spgemm", "walk", "prune", "render"])
+    parser.add_argument("what", choices=["matvec", "conv", "spgemm", "walk", "prune", "tune", "render"])
     parser.add_argument("--graphs", type=Path, default=Path("../shared/data/graphs"))
     parser.add_argument("--fashion", type=Path)
     parser.add_argument("--cifar", type=Path, default=Path("../shared/data/cifar10"))
@@ -48,7 +49,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="matrices of spgemm")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-    {"matvec": matvec, "conv": conv, "spgemm": spgemm, "walk": walk, "prune": prune, "render": render}[args.what](args)
+    commands = {"matvec": matvec, "conv": conv, "spgemm": spgemm, "walk": walk}
+    commands |= {"prune": prune, "tune": tune, "render": render}
+    commands[args.what](args)
 
 
 # ---------------------------------------------------------------------------------------------- kernels

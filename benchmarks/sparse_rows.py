@@ -31,7 +31,9 @@ def append(row: Row) -> None:
     with (Path(tempfile.gettempdir()) / "dgcomp-sparse.lock").open("w") as lock:  # several commands may run at a time
         fcntl.flock(lock, fcntl.LOCK_EX)
         rows = [json.dumps(each) for each in [*read_rows(), row]]
-        RESULTS.write_text("[\n" + ",\n".join(rows) + "\n]\n")
+        fresh = RESULTS.with_suffix(".tmp")
+        fresh.write_text("[\n" + ",\n".join(rows) + "\n]\n")
+        fresh.replace(RESULTS)  # readers take no lock: they find the old file or the new one
     print(json.dumps(row), flush=True)
 
 

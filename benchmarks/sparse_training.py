@@ -17,18 +17,52 @@ from dgcomp import sparse
 from dgcomp.sparse.networks import ResNet, vgg
 from launch.tasks.image_data import ImageData, load_cifar10, load_fashion_mnist, normalize
 
-__all__ = ["METHODS", "TASKS", "prune", "walk"]
+__all__ = ["METHODS", "TASKS", "prune", "tune", "walk"]
 
 # "dense" goes on from level 0 of "spatial" without pruning, as long as the others: losses are counted from it.
 METHODS = ("spatial", "dense", "winograd", "winograd-relu")
 DENSITIES = (1.0, 0.5, 0.3, 0.2, 0.12, 0.07)
-DENSE_STEPS, PRUNED_STEPS, BATCH_SIZE = 1000, 200, 64
+BATCH_SIZE = 64
 
 TASKS: dict[str, Callable[[Any], nn.Module]] = {
     "fashion-vgg": lambda kind: vgg(kind, ((8,), (24, 24), (48, 48)), in_channels=1),
     "fashion-resnet": lambda kind: ResNet(kind, (16, 32), (0,), nn.Conv2d(1, 16, 3, padding=1, stride=2), 10),
     "cifar-vgg": lambda kind: vgg(kind, ((8,), (48, 48), (96, 96))),
+    "cifar-resnet": lambda kind: ResNet(kind, (32, 64), (0,), nn.Conv2d(3, 32, 3, padding=1, stride=2), 10),
 }
+
+
+class Recipe(NamedTuple):
+    """How the networks of a task are trained; the levels after the first start at 0.3 times the first one's rate."""
+
+    dense_steps: int = 1000
+    pruned_steps: int = 200
+    rates: tuple[float, float, float] = (0.1, 0.1, 0.1)  # spatial, winograd, winograd-relu
+    from_spatial: bool = False  # Winograd weights start as transforms of He-initialised spatial ones
+
+    def rate(self, method: str, level: int) -> float:
+        """Learning rate at the start of a level."""
+        rates = dict(zip(("spatial", "winograd", "winograd-relu"), self.rates, strict=True))
+        return rates["spatial" if method == "dense" else method] * (0.3 if level else 1)
+
+
+# The rates have the least loss of those that `tune` tries.
+RECIPES = {
+    "cifar-vgg": Recipe(3000, 300, (0.2, 0.1, 0.2), from_spatial=True),
+    "cifar-resnet": Recipe(2000, 200, (0.2, 0.1, 0.1), from_spatial=True),
+}
+
+# Task, initialisation of the Winograd weights, method, and the rates that `tune` tries with them.
+TRIALS = (
+    ("cifar-vgg", "spatial", "spatial", (0.05, 0.1, 0.2, 0.4)),
+    ("cifar-vgg", "spatial", "winograd", (0.05, 0.1, 0.2, 0.4)),
+    ("cifar-vgg", "spatial", "winograd-relu", (0.05, 0.1, 0.2, 0.4)),
+    ("cifar-vgg", "released", "winograd", (0.1,)),
+    ("cifar-vgg", "released", "winograd-relu", (0.05, 0.1)),
+    ("cifar-resnet", "spatial", "spatial", (0.1, 0.2)),
+    ("cifar-resnet", "spatial", "winograd-relu", (0.1,)),
+    ("cifar-resnet", "released", "winograd-relu", (0.1,)),
+)
 
 
 class Images(NamedTuple):
@@ -43,16 +77,18 @@ class Images(NamedTuple):
 def prune(args: argparse.Namespace) -> None:
     """Train each network once, then prune it level by level; one row for each level, resumable between rows.
 
-    Several of these may run at a time: each takes networks that no other works on.
+    Several of these may run at a time: each takes curves that no other works on.
     """
     started = time.monotonic()
     images = read_images(args)
     args.checkpoints.mkdir(parents=True, exist_ok=True)
     for seed in range(args.seeds):
         for method in args.methods:
-            first, network = (1, "spatial") if method == "dense" else (0, method)
-            with claimed(args.checkpoints / f"{args.task}-{network}-{seed}.lock") as free:
-                for level in range(first, len(DENSITIES)) if free else ():
+            start = args.checkpoints / f"{args.task}-spatial-{seed}-0.pt"
+            if method == "dense" and not start.exists():
+                continue  # another process trains it
+            with claimed(args.checkpoints / f"{args.task}-{method}-{seed}.lock") as free:
+                for level in range(method == "dense", len(DENSITIES)) if free else ():
                     if time.monotonic() - started > args.seconds:
                         return
                     run_level(args.task, method, seed, level, images, args.checkpoints)
@@ -90,21 +126,36 @@ def run_level(task: str, method: str, seed: int, level: int, images: Images, fol
     torch.manual_seed(seed)
     start = time.perf_counter()
     density = 1.0 if method == "dense" else DENSITIES[level]
-    model = TASKS[task]("spatial" if method == "dense" else method).to(memory_format=torch.channels_last)
+    recipe = RECIPES.get(task, Recipe())
+    model = build(task, method, recipe)
     pruner = sparse.Pruner(model, sparse.OneShot(density), layers=three_by_three(model))
     if level > 0:
         before = "spatial" if (method, level) == ("dense", 1) else method
         saved = torch.load(folder / f"{task}-{before}-{seed}-{level - 1}.pt")
         model.load_state_dict(saved["model"])
         pruner.load_state_dict(saved["pruner"])
-    steps, rate = (PRUNED_STEPS, 0.03) if level else (DENSE_STEPS, 0.1)
+    steps, rate = recipe.pruned_steps if level else recipe.dense_steps, recipe.rate(method, level)
     train(model, images, steps, rate, 1000 * seed + level, pruner.step)
     torch.save(
         {"model": model.state_dict(), "pruner": pruner.state_dict()}, folder / f"{task}-{method}-{seed}-{level}.pt"
     )
     count = sparse.count_multiplies(model, images.test[:256])
     figures = {"accuracy": accuracy(model, images), "reduction": round(count.reduction, 3), "multiplies": count.sparse}
-    append(row | {"density": density} | figures | {"seconds": round(time.perf_counter() - start, 1)})
+    append(
+        row
+        | {"density": density, "steps": steps, "rate": round(rate, 4)}
+        | figures
+        | {"seconds": round(time.perf_counter() - start, 1)}
+    )
+
+
+def build(task: str, method: str, recipe: Recipe) -> nn.Module:
+    """The task's network with its initial weights."""
+    model = TASKS[task]("spatial" if method == "dense" else method).to(memory_format=torch.channels_last)
+    for layer in model.modules():
+        if recipe.from_spatial and isinstance(layer, sparse.WinogradReLUConv2d):
+            layer.reset_from_spatial()
+    return model
 
 
 def three_by_three(model: nn.Module) -> list[str]:
@@ -116,8 +167,12 @@ def three_by_three(model: nn.Module) -> list[str]:
 
 def train(
     model: nn.Module, images: Images, steps: int, rate: float, seed: int, after_step: Callable[[], None] | None = None
-) -> None:
-    """SGD with Nesterov momentum and a cosine to zero; horizontal flips, batches drawn by the seed."""
+) -> float:
+    """SGD with Nesterov momentum and a cosine to zero; horizontal flips, batches drawn by the seed.
+
+    Returns the mean loss of the last 100 batches.
+    """
+    losses = []
     draw = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=1e-4)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -128,11 +183,14 @@ def train(
         if x.ndim == 4 and torch.rand((), generator=draw) < 0.5:
             x = x.flip(3)
         optimizer.zero_grad()
-        F.cross_entropy(model(x), images.train_labels[index]).backward()
+        loss = F.cross_entropy(model(x), images.train_labels[index])
+        loss.backward()
+        losses.append(loss.item())
         optimizer.step()
         cosine.step()
         if after_step:
             after_step()
+    return sum(losses[-100:]) / len(losses[-100:])
 
 
 @torch.no_grad()
@@ -141,6 +199,30 @@ def accuracy(model: nn.Module, images: Images) -> float:
     model.eval()
     batches = zip(images.test.split(500), images.test_labels.split(500), strict=True)
     return 100 * sum(int((model(x).argmax(1) == y).sum()) for x, y in batches) / len(images.test)
+
+
+def tune(args: argparse.Namespace) -> None:
+    """Learning rates and initialisations on CIFAR-10: 400 dense steps each, on a seed that no curve uses.
+
+    5,000 of the training images are held out; the test images are not looked at. Resumable.
+    """
+    images = held_out(read_images(argparse.Namespace(task="cifar-vgg", cifar=args.cifar)))
+    for task, start, method, rates in TRIALS:
+        for rate in rates:
+            row = {"what": "tune", "task": task, "method": method, "start": start, "rate": rate}
+            if any(row.items() <= old.items() for old in read_rows("tune")):
+                continue
+            torch.manual_seed(7)
+            model = build(task, method, Recipe(from_spatial=start == "spatial"))
+            loss = train(model, images, 400, rate, 7000)
+            append(row | {"seed": 7, "steps": 400, "loss": round(loss, 4), "accuracy": accuracy(model, images)})
+
+
+def held_out(images: Images) -> Images:
+    """5,000 training images in the place of the test images, 45,000 to train on."""
+    order = torch.randperm(len(images.train), generator=torch.Generator().manual_seed(5))
+    train, test = order[:45_000], order[45_000:]
+    return Images(images.train[train], images.train_labels[train], images.train[test], images.train_labels[test])
 
 
 def walk(args: argparse.Namespace) -> None:

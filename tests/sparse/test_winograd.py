@@ -102,6 +102,20 @@ def test_initial_weights_keep_the_scale() -> None:
     assert 0.4 < out.var() < 0.9
 
 
+@pytest.mark.parametrize("tile", [2, 4])
+@torch.no_grad()
+def test_weights_reset_from_spatial_ones_convolve(tile: int) -> None:
+    layer = WinogradReLUConv2d(32, 32, padding=0, tile=tile, relu=False)
+    layer.reset_from_spatial()
+    x = torch.randn(8, 32, 12, 12)
+    y = layer(x)
+    # a shift by one pixel shifts the output, which free Winograd weights don't do
+    torch.testing.assert_close(layer(x[:, :, 1:, 1:]), y[:, :, 1:, 1:], rtol=1e-3, atol=1e-3)
+    assert y.var() == pytest.approx(2, rel=0.1)  # He: 2 / (9 C) for each of 9 C products
+    fresh = WinogradReLUConv2d(32, 32, padding=0, tile=2, relu=False)
+    assert (fresh(x)[:, :, 1:, 1:] - fresh(x[:, :, 1:, 1:])).var() > 0.1
+
+
 def test_multiplies_by_hand() -> None:
     model = nn.Sequential(WinogradReLUConv2d(2, 3), nn.Flatten(), nn.Linear(48, 5))
     x = torch.randn(2, 2, 4, 4)
