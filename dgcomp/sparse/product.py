@@ -1,7 +1,8 @@
 """Sparse matrix times sparse matrix on the CPU, without MKL: CSR in, CSR out, gradients for the stored values.
 
 torch multiplies two CSR matrices on the CPU only in builds with MKL; this works in every build and on SciPy matrices.
-Gustavson's row-wise algorithm ("Two fast algorithms for sparse matrices", ACM TOMS 1978), symbolic phase first.
+Gustavson's row-wise algorithm ("Two fast algorithms for sparse matrices", ACM TOMS 1978), in one pass or, where that
+pays, after a symbolic phase that counts the entries of the result.
 """
 
 import itertools
