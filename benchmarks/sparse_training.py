@@ -46,8 +46,8 @@ class Recipe(NamedTuple):
         return rates["spatial" if method == "dense" else method] * (0.3 if level else 1)
 
 
-# The rates have the least loss of those that `tune` tries; the ResNet's with Winograd weights, which it does not try, is
-# that of the VGG.
+# The rates have the least loss of those that `tune` tries; the ResNet's with Winograd weights, which it does not try,
+# is that of the VGG.
 RECIPES = {
     "cifar-vgg": Recipe(3000, 300, (0.2, 0.1, 0.2), from_spatial=True),
     "cifar-resnet": Recipe(2000, 200, (0.2, 0.1, 0.1), from_spatial=True),
