@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.sparse_rows import RESULTS, Row, read_rows
 
-__all__ = ["curves", "reduction_at_loss", "render"]
+__all__ = ["LOSS_LIMIT", "METHODS", "curves", "reduction_at_loss", "reduction_table", "render", "spgemm_table"]
 
 METHODS = ("spatial", "winograd", "winograd-relu")
 LOSS_LIMIT = 0.5  # percentage points
@@ -17,10 +17,14 @@ def render(_: Any = None) -> None:
     """Write the tables and the plot; of repeated timings the newest counts."""
     lines = ["# dgcomp.sparse, measured", "", "Rows of sparse.json; `python benchmarks/sparse.py --help` says how.", ""]
     for title, note, rows in (
-        ("EIEMatrix times vector, milliseconds", MATVEC_NOTE, [_matvec(r) for r in newest("matvec", "threads")]),
-        ("One convolution, milliseconds", CONV_NOTE, [_conv(r) for r in newest("conv", "density")]),
-        ("Sparse matrix times sparse matrix, milliseconds", SPGEMM_NOTE, spgemm_table()),
-        ("Prune, share, compress, multiply", WALK_NOTE, [_walk(r) for r in newest("walk", "step")]),
+        (
+            "EIEMatrix times vector, milliseconds",
+            MATVEC_NOTE,
+            [_matvec(r) for r in newest(read_rows("matvec"), "threads")],
+        ),
+        ("One convolution, milliseconds", CONV_NOTE, [_conv(r) for r in newest(read_rows("conv"), "density")]),
+        ("Sparse matrix times sparse matrix, milliseconds", SPGEMM_NOTE, spgemm_table(read_rows("spgemm"))),
+        ("Prune, share, compress, multiply", WALK_NOTE, [_walk(r) for r in newest(read_rows("walk"), "step")]),
     ):
         if rows:
             lines += [f"## {title}", "", note, "", *table(rows), ""]
@@ -54,9 +58,9 @@ TUNE_NOTE = (
 )
 
 
-def newest(what: str, key: str) -> list[Row]:
+def newest(rows: Iterable[Row], key: str) -> list[Row]:
     """The last row of each value of `key`, in the order of the first ones."""
-    return list({row[key]: row for row in read_rows(what)}.values())
+    return list({row[key]: row for row in rows}.values())
 
 
 def _matvec(row: Row) -> Row:
@@ -72,9 +76,10 @@ def _conv(row: Row) -> Row:
     return {"weights kept": row["density"]} | {name.replace("_", ", "): value for name, value in ms.items()} | ratio
 
 
-def spgemm_table() -> list[Row]:
+def spgemm_table(rows: Iterable[Row]) -> list[Row]:
+    """Newest times of each matrix, and their ratios."""
     out = []
-    for row in newest("spgemm", "matrix"):
+    for row in newest(rows, "matrix"):
         one, two = row["one_thread_ms"], row["two_threads_ms"]
         times = {"dgcomp": one["dgcomp"], "SciPy": one["scipy"], "SciPy, sorted": one["scipy_sorted"]}
         ratios = {

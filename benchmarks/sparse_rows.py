@@ -8,12 +8,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import scipy
-import torch
 
 from benchmarks.store import describe_commit, processor
 
@@ -49,7 +46,7 @@ def _surroundings() -> Row:
         words.append("FOLDER" if words[-1] in FOLDER_OPTIONS else word)
     return {
         "commit": describe_commit(),
-        "versions": f"torch {torch.__version__}, numpy {np.__version__}, scipy {scipy.__version__}",
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "scipy")),
         "machine": f"{processor()}, {os.cpu_count()} cores",
         "command": " ".join(words),
     }

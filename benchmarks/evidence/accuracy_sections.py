@@ -11,7 +11,10 @@ from benchmarks.evidence.tables import Entry, entries, mean_curve, number, signe
 
 __all__ = ["ablation_section", "accuracy_section", "steps_section"]
 
-CURVES = ("dense", "dgc", "dgc-int4", "drop", "powersgd", "dgc-local-adam", "dgc-paper")
+CURVES = (
+    *("dense", "dgc", "dgc-int4", "drop", "powersgd", "dgc-local-adam", "dgc-paper"),
+    *("dgc-equal-bytes", "dgc-local-adam-equal-bytes"),
+)
 STEPS_METHODS = ("dgc", "dgc-int4", "dgc-equal-bytes", "dgc-local-adam", "dgc-local-adam-equal-bytes", "drop")
 PARTS = (
     "dgc",
@@ -91,7 +94,7 @@ def _cells(entry: Entry) -> list[str | tuple[str, str]]:
 def ablation_section(rows: Sequence[dict[str, Any]]) -> Section:
     """One row for each part of DGC, one column for each task: the loss when that part is left out."""
     by_task = {task: entries(rows, task) for task in tasks_present(rows)}
-    shown = [task for task, found in by_task.items() if {"dgc", "drop"} <= found.keys()]
+    shown = [task for task, found in by_task.items() if len(found.keys() & {*PARTS}) > 2]
     lines = [
         [METHODS[method].title, *((_part(by_task[task], task, method), "n") for task in shown)] for method in PARTS
     ]

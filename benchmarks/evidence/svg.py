@@ -11,7 +11,8 @@ WIDTH, HEIGHT = 640, 340
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 14, 46
 LEGEND_LINE = 18
 DOT_LINE = 26
-DOT_LEFT = 250
+LETTER = 6.4
+"""Pixels of a letter, about: names of rows stand to the left of their dots."""
 TEXT_PER_LEGEND_ROW = 92
 
 
@@ -98,13 +99,14 @@ def dot_plot(title: str, x: Axis, rows: Sequence[tuple[str, float, float, Sequen
     edges = [0.0, limit, *(value for row in kept for value in row[3])]
     edges += [mean + sign * error for (_, mean, _, _), error in zip(kept, errors, strict=True) for sign in (-1, 1)]
     bottom = TOP + DOT_LINE * len(kept)
-    across = _Scale(*_range(edges, x, 0.05), DOT_LEFT, WIDTH - RIGHT, is_log=False)
+    left = 20 + LETTER * max(len(row[0]) for row in kept)
+    across = _Scale(*_range(edges, x, 0.05), left, WIDTH - RIGHT, is_log=False)
     body = [_vertical(across(tick), bottom, "grid") for tick in across.ticks()]
     body += [_tick(across(tick), bottom + 16, _text(tick), "middle") for tick in across.ticks()]
     body += [_vertical(across(0.0), bottom, "zero"), _vertical(across(limit), bottom, "limit")]
     for index, ((name, mean, _, values), error) in enumerate(zip(kept, errors, strict=True)):
         height = TOP + DOT_LINE * (index + 0.5)
-        body.append(_tick(DOT_LEFT - 10, height + 4, name, "end"))
+        body.append(_tick(left - 10, height + 4, name, "end"))
         body += [f'<circle class="single" cx="{across(value):.1f}" cy="{height:.1f}" r="3"/>' for value in values]
         low, high = across(mean - error), across(mean + error)
         body.append(f'<line class="c0" x1="{low:.1f}" x2="{high:.1f}" y1="{height:.1f}" y2="{height:.1f}"/>')
@@ -112,7 +114,7 @@ def dot_plot(title: str, x: Axis, rows: Sequence[tuple[str, float, float, Sequen
             f'<circle class="c0" cx="{across(mean):.1f}" cy="{height:.1f}" r="4.5">'
             f"<title>{escape(name)}: {mean:+.2f}</title></circle>"
         )
-    body.append(_tick((DOT_LEFT + WIDTH - RIGHT) / 2, bottom + 36, x.label, "middle"))
+    body.append(_tick((left + WIDTH - RIGHT) / 2, bottom + 36, x.label, "middle"))
     return _svg(title, WIDTH, bottom + BOTTOM, body)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.evidence.recipes import METHODS, TASKS
+from benchmarks.evidence.recipes import LENGTHS, METHODS, TASKS
 
 __all__ = ["Entry", "accuracy_markdown", "entries", "mean_curve", "paired_losses", "tasks_present"]
 
@@ -61,8 +61,10 @@ class Entry:
 
 
 def tasks_present(rows: Sequence[Row]) -> list[str]:
-    """Tasks that have rows, in the order of the recipes."""
-    return [task for task in TASKS if any(_parts(row)[0] == task for row in rows)]
+    """Tasks that have rows, in the order of the recipes, each followed by its longer forms."""
+    present = {_parts(row)[0] for row in rows}
+    names = dict.fromkeys(name for task in TASKS for name in LENGTHS.get(task, (task,)))
+    return [task for task in names if task in present]
 
 
 def entries(rows: Sequence[Row], task: str) -> dict[str, Entry]:

@@ -12,12 +12,22 @@ import pytest
 pytest.importorskip("tyro", reason="the recipes are command lines of launch/train.py, which tyro reads")
 
 from benchmarks import report
-from benchmarks.evidence.claims import accuracy_claims, time_claims
+from benchmarks.evidence.accuracy_claims import accuracy_claims
+from benchmarks.evidence.claim import by_topic, claims_markdown, of_seeds
 from benchmarks.evidence.markdown import to_html
 from benchmarks.evidence.page import inline, table
 from benchmarks.evidence.recipes import BUDGETS, METHODS, SMALL_TASKS, TASKS, TUNING, Run, plan
+from benchmarks.evidence.study_claims import (
+    hardware_claims,
+    quantization_claims,
+    satin_claims,
+    sparse_claims,
+    video_claims,
+)
+from benchmarks.evidence.study_sections import pruning_section, quantization_section
 from benchmarks.evidence.svg import Axis, Series, dot_plot, line_plot
-from benchmarks.evidence.tables import accuracy_markdown, entries, mean_curve
+from benchmarks.evidence.system_claims import robustness_claims, scale_claims, time_claims
+from benchmarks.evidence.tables import accuracy_markdown, entries, mean_curve, tasks_present
 from launch.options import parse_options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,14 +95,100 @@ def test_losses_are_paired_by_seed_and_relative_for_perplexity() -> None:
 
 
 def test_claims_say_what_holds() -> None:
-    claims = {
-        claim.text.split(": ")[0][:9] + claim.text.split(": ")[1][:20]: claim for claim in accuracy_claims(_rows())
-    }
-    assert [claim.is_met for claim in claims.values()] == [True, True, False, True]
-    assert "diverges" in accuracy_claims(_rows())[-1].measured
+    claims = by_topic(accuracy_claims(_rows()))
+    images, words = claims[TASKS["image"].title], claims[TASKS["word-lm"].title]
+    assert [claim.is_met for claim in (*images, *words)] == [True, True, False, True]
+    assert "diverges" in words[-1].measured
+    assert "**no**" in claims_markdown(words)
+
+
+def test_longer_tasks_follow_their_own() -> None:
+    rows = [_row(f"{task}/dense/0", 90.0) for task in ("image-4x", "speech", "image", "image-2x")]
+    assert tasks_present(rows) == ["image", "image-2x", "image-4x", "speech"]
+    longer = [_row("image-4x/dense/0", 90.0), _row("image-4x/dgc/0", 89.0)]
+    assert accuracy_claims(longer)[0].topic == TASKS["image"].title
+
+
+@pytest.mark.parametrize(
+    ("losses", "is_met", "is_in_noise"),
+    [((0.1,), True, False), ((0.0, 0.1, 0.2), True, False), ((-0.6, 0.2, 0.9), True, True), ((0.2, 0.9), False, True)],
+)
+def test_a_claim_says_when_the_bar_lies_within_the_noise(
+    losses: tuple[float, ...], *, is_met: bool, is_in_noise: bool
+) -> None:
+    claim = of_seeds("t", "x", losses, 0.3, "points", "b", "s")
+    assert (claim.is_met, claim.is_in_noise) == (is_met, is_in_noise)
+    assert ("±" in claim.measured) == (len(losses) > 1)
+    assert claim.verdict.startswith("yes" if is_met else "no")
+
+
+def test_times_are_judged_by_what_the_exchange_adds() -> None:
     cell = {"link": "1gbit", "nodes": 4, "model": "resnet50", "rtt_ms": 0.0, "loss": 0.0}
-    slow, fast = ({**cell, "method": m, "step_s": s} for m, s in (("dgc_owner", 2.0), ("ddp_fp32", 1.0)))
-    assert [claim.is_met for claim in time_claims([slow, fast])] == [False]
+    seconds = {"none": 1.0, "dgc_owner": 1.25, "ddp_fp32": 5.0, "ddp_fp32_8mb": 4.75, "powersgd_r1": 1.375}
+    rows = [{**cell, "method": method, "step_s": step} for method, step in seconds.items()]
+    dense, power = time_claims([*rows, {**cell, "method": "ddp_fp32", "step_s": 0.1, "nodes": 2}])
+    assert (dense.measured, dense.is_met) == ("15.0x; the whole step 3.8x", True)
+    assert (power.measured, power.is_met) == ("1.5x; the whole step 1.1x", False)
+
+
+def test_quantization_claims_pair_seeds_and_know_which_way_is_better() -> None:
+    def rows(title: str, metric: str, **scores: float) -> list[dict[str, Any]]:
+        same = {"experiment": title, "metric": metric}
+        return [
+            {**same, "method": name, "seed": seed, "score": score + seed}
+            for name, score in scores.items()
+            for seed in (0, 1)
+        ]
+
+    images = rows("A, 4 bits", "top-1 (%)", **{"fp32": 80.0, "octav, mph": 79.8, "max scaling": 79.0})
+    text = rows("B, 4 bits", "perplexity", **{"fp32": 9.0, "octav, mph": 9.5, "max scaling": 9.4})
+    claims = quantization_claims([*images, *text, {**images[0], "seed": 7, "score": 0.0}])
+    assert [(claim.topic[-1], claim.is_met) for claim in claims] == [("A", True), ("A", True), ("B", False)]
+    assert claims[0].measured.startswith("+0.20 ± 0.00 points")
+    assert claims[2].measured.startswith("+0.10")
+    assert "4-bit" not in quantization_section(images).title
+    _check_tags(quantization_section([*images, *text]).body)
+
+
+def test_pruning_claims_need_ten_times_and_the_lead() -> None:
+    def rows(method: str, *losses: float) -> list[dict[str, Any]]:
+        same = {"what": "prune", "task": "t", "method": method, "seed": 0}
+        return [
+            {**same, "level": level, "density": 1 / 2**level, "accuracy": 90 - loss, "reduction": 4.0 * 2**level}
+            for level, loss in enumerate(losses)
+        ]
+
+    dense = rows("dense", 0.0, 0.0, 0.0)[1:]
+    spatial, winograd = rows("spatial", 0.0, 2.0, 9.0), rows("winograd", 0.0, 0.2, 2.0)
+    (met,) = sparse_claims([*dense, *spatial, *winograd, *rows("winograd-relu", 0.0, 0.0, 0.1)])
+    (missed,) = sparse_claims([*dense, *spatial, *winograd, *rows("winograd-relu", 0.0, 0.9, 1.0)])
+    assert met.is_met
+    assert met.measured.endswith("winograd-relu > 16.0x")
+    assert not missed.is_met
+    _check_tags(pruning_section([*dense, *spatial, *winograd, *rows("winograd-relu", 0, 0, 0)]).body)
+
+
+def test_claims_of_other_files_fail_when_their_rows_do() -> None:
+    def load(name: str) -> Any:
+        return json.loads((RESULTS / f"{name}.json").read_text())
+
+    scale, hardware = load("scale"), load("hardware")
+    scale["validation"] = [{"error": 0.1}]
+    assert scale_claims(scale)[0].is_met
+    scale["validation"] += [{"error": -0.2}]
+    assert not scale_claims(scale)[0].is_met
+    assert all(claim.is_met for claim in hardware_claims(hardware))
+    for layer in hardware["published"]["tables"]["EIE, Table IV (us), random patterns"]:
+        layer["actual_off"] = 0.2
+    assert not hardware_claims(hardware)[0].is_met
+    plain = [{"ranks": "4", "loss": loss} for loss in (1.0, 2.0)]
+    lost = {"restarts": 9, "ranks": 1, "checkpoints_lost": 1, "weights_bitwise_equal": True}
+    elastic, restarts = robustness_claims([*plain, {"ranks": "4 -> 2 -> 4", "loss": 2.5}], [lost], [])
+    assert not elastic.is_met
+    assert not restarts.is_met
+    assert video_claims(load("video_catdet"), [])[0].is_met
+    assert not video_claims([{**row, "ad_official": -len(row["name"])} for row in load("video_catdet")], [])[0].is_met
+    assert satin_claims([]) == []
 
 
 def test_accuracy_table_names_every_method() -> None:
@@ -151,7 +247,8 @@ def rendered() -> dict[str, str]:
 
 def test_page_is_well_formed_and_its_links_lead_somewhere(rendered: dict[str, str]) -> None:
     parsed = _check_tags(rendered["evidence.html"])
-    assert {"claims", "accuracy", "steps", "ablation", "provenance"} <= parsed.ids
+    own = {"claims", "accuracy", "steps", "ablation", "wire", "bandwidth", "scale", "quantization", "pruning"}
+    assert own | {"provenance"} <= parsed.ids
     assert len(parsed.ids) == len(parsed.all_ids)
     assert parsed.count["svg"] >= 3
     assert parsed.count["script"] == 0
@@ -170,7 +267,14 @@ def test_page_shows_every_results_file(rendered: dict[str, str]) -> None:
 def test_claims_and_accuracy_are_those_of_the_results(rendered: dict[str, str]) -> None:
     assert (ROOT / "docs" / "evidence.md").read_text() == rendered["evidence.md"], "run python -m benchmarks.report"
     stored = (ROOT / "docs" / "evidence.html").read_text()
-    for anchor in ("claims", "accuracy", "steps", "ablation"):  # other sections may wait for the next report
+    for anchor in (
+        "claims",
+        "accuracy",
+        "steps",
+        "ablation",
+        "quantization",
+        "pruning",
+    ):  # other sections may wait for the next report
         assert _section(stored, anchor) == _section(rendered["evidence.html"], anchor), (
             "run python -m benchmarks.report"
         )
