@@ -6,7 +6,6 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from dgcomp import takeover
-from dgcomp.compressor import log_changes
 from dgcomp.config import DGCConfig
 from dgcomp.errors import complaint_of, raise_together
 from dgcomp.hook import dgc_hook
@@ -59,7 +58,7 @@ def attach(
         state.close()
         raise
     state.changes += takeover.take_over(state.memory, optimizer, groups, config)
-    log_changes(state.changes, state.group)
+    takeover.log_changes(state.changes, state.group)
     return state
 
 

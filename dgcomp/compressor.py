@@ -8,7 +8,6 @@ one for each bucket would cost many. What waits is a few kilobytes, so that ther
 backward pass.
 """
 
-import logging
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -28,21 +27,18 @@ from dgcomp.memory import (
     ParameterSettings,
     check_parameters,
     flat_like,
-    flat_view,
     local_part,
     shaped_like,
 )
 from dgcomp.passes import Passes
 from dgcomp.reduce import Step, is_used, reduce_sparse
-from dgcomp.reduce_dense import DensePart, finish_dense, start_dense
+from dgcomp.reduce_dense import DensePart, finish_dense, pack, start_dense
 from dgcomp.replicas import check_replicas
 from dgcomp.schedule import density_at
 from dgcomp.sparse_step import SparseStep
 from dgcomp.stats import count_step, stats_of
 from dgcomp.takeover import Named, OptimizerGroup
 from dgcomp.telemetry import Counters
-
-logger = logging.getLogger("dgcomp")
 
 STATE_VERSION = 1
 STATE_KEYS = {"version", "memory", "step", "rank", "world_size", "regions"}
@@ -96,7 +92,7 @@ class Compressor:
         self.optimizer = optimizer
         self.changes: list[str] = []
         self.counters = Counters()
-        self._groups = groups or partial(_groups_of, optimizer)
+        self._groups = groups or partial(takeover.groups_of, optimizer)
         self._applies_updates = takeover.uses_momentum_correction(optimizer, self.config)
 
         check_parameters(parameters)
@@ -117,7 +113,8 @@ class Compressor:
         self._passes = Passes(None, self._names, None)
         self._sparse_step: SparseStep | None = None
 
-        raise_if_different(_digest(self.config.to_dict()), "the DGCConfigs", group=self.group, device=self._device)
+        digest = zlib.crc32(repr(self.config.to_dict()).encode())
+        raise_if_different(digest, "the DGCConfigs", group=self.group, device=self._device)
         raise_if_different(self.memory.layout_tag, "parameter names or shapes", group=self.group, device=self._device)
         check_replicas(self.memory.slots, self.group)
         self._auto = self._make_auto() if self.config.exchange == "auto" else None
@@ -140,14 +137,14 @@ class Compressor:
         """
         config = config or DGCConfig()
         trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
-        groups = groups or partial(_groups_of, optimizer)
+        groups = groups or partial(takeover.groups_of, optimizer)
         complaint = complaint_of(lambda: takeover.check(trained, optimizer, groups(), config))
         device = trained[0][1].device if trained else torch.device("cpu")
         raise_together(complaint, group=group, device=device)
         settings = takeover.settings_of(trained, optimizer, groups(), config)
         made = cls(trained, config, group=group, settings=settings, optimizer=optimizer, groups=groups, **options)
         made.changes += takeover.take_over(made.memory, optimizer, groups(), config)
-        log_changes(made.changes, group)
+        takeover.log_changes(made.changes, group)
         return made
 
     @property
@@ -174,7 +171,7 @@ class Compressor:
             for name, gradient in gradients.items():
                 self._take({name: gradient}, gradient)
             return self._finish_step()
-        packed = _pack(gradients)
+        packed = pack(gradients)
         for views, buffer in packed:
             self._take(views, buffer)
         is_finite = self._finish_step()
@@ -367,16 +364,9 @@ class Compressor:
         is_scaled = self.grad_scaler is not None and self.grad_scaler.is_enabled()
         for buffer in self._buffers:
             buffer.fill_(float("inf") if is_scaled else 0.0)
-        earlier = self._passes.earlier
         if is_scaled:
-            # The scaler will drop what earlier passes of this step delivered: keep it for the next one.
-            for slot in self.memory.slots:
-                if slot.name in earlier:
-                    kept = flat_view(local_part(earlier[slot.name]))
-                    self.memory.residual_of(slot).add_(kept, alpha=1.0 / step.loss_scale)
-            self._passes.earlier = {}
-            self._passes.forget_delivery()
-        elif earlier:
+            self._passes.keep_earlier(self.memory, step.loss_scale)
+        elif self._passes.earlier:
             self._passes.add_earlier(self._gradients)
         else:
             self._passes.skip_update = True
@@ -399,24 +389,13 @@ class Compressor:
         method = self._auto.name if density == self.config.density else self._auto.name_at(density)
         return "dense" if method == "dense_fp32" else method
 
-    @torch.no_grad()
     def _apply(self, update: Mapping[str, Tensor]) -> None:
         """Apply what flush() takes out: at its own learning rate for SGD, as a gradient for other optimizers."""
         assert self.optimizer is not None
         if self._applies_updates:
-            rates = self._rates()
-            kept = {slot.name: rate for slot, rate in zip(self.memory.sparse, self.memory.learning_rates, strict=True)}
-            for parameter, name in self._names.items():
-                rate = kept.get(name) or rates.get(parameter, 0.0)
-                local_part(parameter).sub_(update[name].to(parameter.dtype), alpha=rate)
-            return
-        before = {parameter: parameter.grad for parameter in self._names}
-        for parameter, name in self._names.items():
-            parameter.grad = torch.zeros_like(parameter)
-            local_part(parameter.grad).copy_(update[name])
-        self.optimizer.step()
-        for parameter, grad in before.items():
-            parameter.grad = grad
+            takeover.apply_at_kept_rates(self.memory, update, self._rates())
+        else:
+            takeover.apply_as_gradient(self.optimizer, self.memory, update)
 
     def _complaint(self, state: Any) -> str | None:
         """What is wrong with a state that is to be loaded, or None."""
@@ -425,29 +404,3 @@ class Compressor:
         if state["version"] != STATE_VERSION:
             return f"the state has version {state['version']}, this dgcomp reads version {STATE_VERSION}"
         return self.memory.complaint(state["memory"])
-
-
-def log_changes(changes: Sequence[str], group: dist.ProcessGroup | None) -> None:
-    """Say on one rank what was taken over."""
-    if dist.get_rank(group) == 0:
-        for change in changes:
-            logger.warning("dgcomp: %s", change)
-
-
-def _groups_of(optimizer: torch.optim.Optimizer | None) -> list[OptimizerGroup]:
-    return [] if optimizer is None else takeover.groups_of(optimizer)
-
-
-def _pack(gradients: Mapping[str, Tensor]) -> list[tuple[dict[str, Tensor], Tensor]]:
-    """Copies in one buffer for each dtype, and views of it by name: what one dense all-reduce sums."""
-    packed = []
-    for dtype in {gradient.dtype: None for gradient in gradients.values()}:
-        members = {name: gradient for name, gradient in gradients.items() if gradient.dtype == dtype}
-        buffer = torch.cat(list(members.values()))
-        views = buffer.split([gradient.numel() for gradient in members.values()])
-        packed.append((dict(zip(members, views, strict=True)), buffer))
-    return packed
-
-
-def _digest(value: Any) -> int:
-    return zlib.crc32(repr(value).encode())

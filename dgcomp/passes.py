@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dgcomp.memory import flat_view, local_part
+from dgcomp.memory import GradientMemory, flat_view, local_part
 
 
 class Passes:
@@ -66,6 +66,15 @@ class Passes:
         for name, update in self.earlier.items():
             gradients[name].add_(flat_view(local_part(update)))
         self.earlier = {}
+
+    def keep_earlier(self, memory: GradientMemory, loss_scale: float) -> None:
+        """Put the updates that were set aside back into the residual: whoever scales the loss will drop this step."""
+        for slot in memory.slots:
+            if slot.name in self.earlier:
+                kept = flat_view(local_part(self.earlier[slot.name]))
+                memory.residual_of(slot).add_(kept, alpha=1.0 / loss_scale)
+        self.earlier = {}
+        self.forget_delivery()
 
     def close(self) -> None:
         """Stop watching."""

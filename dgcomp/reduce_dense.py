@@ -20,6 +20,17 @@ def ring_bytes(num_bytes: int, world_size: int) -> int:
     return 2 * num_bytes * (world_size - 1) // world_size
 
 
+def pack(gradients: Mapping[str, Tensor]) -> list[tuple[dict[str, Tensor], Tensor]]:
+    """Copies in one buffer for each dtype, and views of it by name: what one dense all-reduce sums."""
+    packed = []
+    for dtype in {gradient.dtype: None for gradient in gradients.values()}:
+        members = {name: gradient for name, gradient in gradients.items() if gradient.dtype == dtype}
+        buffer = torch.cat(list(members.values()))
+        views = buffer.split([gradient.numel() for gradient in members.values()])
+        packed.append((dict(zip(members, views, strict=True)), buffer))
+    return packed
+
+
 @dataclass
 class DensePart:
     """Gradients of one bucket on their way through a dense all-reduce."""

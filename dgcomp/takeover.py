@@ -4,15 +4,19 @@ For torch.optim.SGD, momentum, Nesterov form and weight decay move into the comp
 correction needs them (section 3.2), and the optimizer is left plain. Any other optimizer stays as it is.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from dgcomp.config import DGCConfig
 from dgcomp.memory import GradientMemory, ParameterSettings, check_parameters, flat_view, local_part
+
+logger = logging.getLogger("dgcomp")
 
 Named = Sequence[tuple[str, Tensor]]
 
@@ -25,9 +29,9 @@ class OptimizerGroup:
     options: dict[str, Any]
 
 
-def groups_of(optimizer: torch.optim.Optimizer) -> list[OptimizerGroup]:
-    """The parameter groups of an optimizer that updates the model's own parameters."""
-    return [OptimizerGroup(group["params"], group) for group in optimizer.param_groups]
+def groups_of(optimizer: torch.optim.Optimizer | None) -> list[OptimizerGroup]:
+    """The parameter groups of an optimizer that updates the model's own parameters; none without an optimizer."""
+    return [] if optimizer is None else [OptimizerGroup(group["params"], group) for group in optimizer.param_groups]
 
 
 def uses_momentum_correction(optimizer: torch.optim.Optimizer | None, config: DGCConfig) -> bool:
@@ -84,6 +88,34 @@ def take_over(
         return [f"{type(optimizer).__name__} keeps its settings; the exchange uses error feedback alone"]
     _take_over_buffers(memory, optimizer)
     return _make_plain(groups, {slot.parameter for slot in memory.slots})
+
+
+def log_changes(changes: Sequence[str], group: dist.ProcessGroup | None) -> None:
+    """Say on one rank what was taken over."""
+    if dist.get_rank(group) == 0:
+        for change in changes:
+            logger.warning("dgcomp: %s", change)
+
+
+@torch.no_grad()
+def apply_at_kept_rates(memory: GradientMemory, update: Mapping[str, Tensor], rates: Mapping[Tensor, float]) -> None:
+    """Subtract what flush() took out, each tensor at the learning rate under which it was gathered, else at today's."""
+    kept = {slot.name: rate for slot, rate in zip(memory.sparse, memory.learning_rates, strict=True)}
+    for slot in memory.slots:
+        rate = kept.get(slot.name) or rates.get(slot.parameter, 0.0)
+        local_part(slot.parameter).sub_(update[slot.name].to(slot.parameter.dtype), alpha=rate)
+
+
+@torch.no_grad()
+def apply_as_gradient(optimizer: torch.optim.Optimizer, memory: GradientMemory, update: Mapping[str, Tensor]) -> None:
+    """Let the optimizer make one step of what flush() took out; the gradients that are there stay as they are."""
+    before = {slot.parameter: slot.parameter.grad for slot in memory.slots}
+    for slot in memory.slots:
+        slot.parameter.grad = torch.zeros_like(slot.parameter)
+        local_part(slot.parameter.grad).copy_(update[slot.name])
+    optimizer.step()
+    for parameter, grad in before.items():
+        parameter.grad = grad
 
 
 def check_still_plain(groups: Sequence[OptimizerGroup], own: Mapping[Tensor, str]) -> None:
