@@ -6,22 +6,19 @@ No figure of the README's table is typed by hand: each comes from a row that nam
 import argparse
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # run as a script, not as a module
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks.evidence.recipes import HEADLINES  # noqa: E402
+
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 Rows = list[dict[str, Any]]
-
-ACCURACY = (
-    ("fashion-resnet8", "dgc-int4", "Fashion-MNIST, ResNet-8"),
-    ("image-4x", "dgc", "Fashion-MNIST, small VGG"),
-    ("speech-4x", "dgc", "Speech Commands, GRU"),
-    ("word-lm-whole-4x", "dgc", "King James Bible, LSTM of words"),
-    ("char-gpt-16x", "dgc-local-adam", "King James Bible, GPT of characters, AdamW and `dgcomp.LocalAdam`"),
-)
-"""Tasks at their greatest length, the method at 0.1 %, and how the README calls them."""
 
 
 def main() -> None:
@@ -55,7 +52,7 @@ def figures(folder: Path) -> str:
 def _accuracy(rows: Rows) -> list[str]:
     source = "[accuracy](benchmarks/results/accuracy.md)"
     lines = []
-    for task, method, name in ACCURACY:
+    for task, method, name in HEADLINES:
         dense, ours = ([row for row in rows if row["name"].startswith(f"{task}/{one}/")] for one in ("dense", method))
         if dense and ours:
             title = f"{name}, 4 ranks, {ours[0]['steps']:,} steps: {ours[0]['metric'].removesuffix(' (%)')}"

@@ -21,7 +21,12 @@ if str(ROOT) not in sys.path:  # run as a script, not as a module
     sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence.accuracy_claims import accuracy_claims  # noqa: E402
-from benchmarks.evidence.accuracy_sections import ablation_section, accuracy_section, steps_section  # noqa: E402
+from benchmarks.evidence.accuracy_sections import (  # noqa: E402
+    ablation_section,
+    accuracy_section,
+    steps_section,
+    summary_section,
+)
 from benchmarks.evidence.claim import Claim, by_topic, claims_markdown  # noqa: E402
 from benchmarks.evidence.link_sections import (  # noqa: E402
     bandwidth_section,
@@ -102,7 +107,8 @@ def render(results: Path) -> dict[str, str]:
         if records.keys() >= {*names}
         for claim in make(*(records[name] for name in names))
     ]
-    sections = [_claims_section(claims)]
+    sections = [summary_section(records["accuracy"])] if records.get("accuracy") else []
+    sections.append(_claims_section(claims))
     for name, makers in OWN_SECTIONS.items():
         if records.get(name):
             sections += [make(records[name]) for make in makers]

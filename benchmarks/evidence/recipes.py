@@ -12,7 +12,20 @@ The longer tasks and the local Adam directions were added afterwards, in search 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-__all__ = ["BUDGETS", "LENGTHS", "METHODS", "SMALL_TASKS", "TASKS", "TUNING", "Budget", "Method", "Run", "Task", "plan"]
+__all__ = [
+    "BUDGETS",
+    "HEADLINES",
+    "LENGTHS",
+    "METHODS",
+    "SMALL_TASKS",
+    "TASKS",
+    "TUNING",
+    "Budget",
+    "Method",
+    "Run",
+    "Task",
+    "plan",
+]
 
 
 @dataclass(frozen=True)
@@ -311,6 +324,16 @@ TUNING = tuple(
     for rate in rates
 )
 """the choice of each task's learning rate: a third to a half of its epochs, the dense baseline, another seed"""
+
+
+HEADLINES = (
+    ("fashion-resnet8", "dgc-int4", "Fashion-MNIST, ResNet-8, 4-bit values"),
+    ("image-4x", "dgc", "Fashion-MNIST, small VGG"),
+    ("speech-4x", "dgc", "Speech Commands, GRU"),
+    ("word-lm-whole-4x", "dgc", "King James Bible, LSTM of words"),
+    ("char-gpt-16x", "dgc-local-adam", "King James Bible, GPT of characters, AdamW and `dgcomp.LocalAdam`"),
+)
+"""Each task at its greatest length, the method at 0.1 %, and its short name: the README and the page begin with them."""
 
 
 def plan(budget: Budget) -> Iterator[Run]:

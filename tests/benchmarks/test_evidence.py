@@ -247,7 +247,18 @@ def rendered() -> dict[str, str]:
 
 def test_page_is_well_formed_and_its_links_lead_somewhere(rendered: dict[str, str]) -> None:
     parsed = _check_tags(rendered["evidence.html"])
-    own = {"claims", "accuracy", "steps", "ablation", "wire", "bandwidth", "scale", "quantization", "pruning"}
+    own = {
+        "summary",
+        "claims",
+        "accuracy",
+        "steps",
+        "ablation",
+        "wire",
+        "bandwidth",
+        "scale",
+        "quantization",
+        "pruning",
+    }
     assert own | {"provenance"} <= parsed.ids
     assert len(parsed.ids) == len(parsed.all_ids)
     assert parsed.count["svg"] >= 3
