@@ -333,7 +333,7 @@ HEADLINES = (
     ("word-lm-whole-4x", "dgc", "King James Bible, LSTM of words"),
     ("char-gpt-16x", "dgc-local-adam", "King James Bible, GPT of characters, AdamW and `dgcomp.LocalAdam`"),
 )
-"""Each task at its greatest length, the method at 0.1 %, and its short name: the README and the page begin with them."""
+"""Each task at its greatest length, the method at 0.1 % and a short name: README and page begin with them."""
 
 
 def plan(budget: Budget) -> Iterator[Run]:
