@@ -24,6 +24,7 @@ from benchmarks.evidence.accuracy_claims import accuracy_claims  # noqa: E402
 from benchmarks.evidence.accuracy_sections import (  # noqa: E402
     ablation_section,
     accuracy_section,
+    bytes_section,
     steps_section,
     summary_section,
 )
@@ -56,7 +57,7 @@ RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
 RESULTS_FROM_DOCS = "../benchmarks/results"
 TITLE = "dgcomp: the evidence"
 OWN_SECTIONS: dict[str, tuple[Callable[[Any], Section], ...]] = {
-    "accuracy": (accuracy_section, steps_section, ablation_section),
+    "accuracy": (accuracy_section, bytes_section, steps_section, ablation_section),
     "wire": (wire_section,),
     "bandwidth": (bandwidth_section,),
     "scale": (scale_section,),

@@ -9,12 +9,16 @@ from benchmarks.evidence.recipes import HEADLINES, LENGTHS, METHODS, TASKS
 from benchmarks.evidence.svg import Axis, Series, dot_plot, line_plot
 from benchmarks.evidence.tables import Entry, entries, mean_curve, number, signed, spread, tasks_present
 
-__all__ = ["ablation_section", "accuracy_section", "steps_section", "summary_section"]
+__all__ = ["ablation_section", "accuracy_section", "bytes_section", "steps_section", "summary_section"]
 
 CURVES = (
     *("dense", "dgc", "dgc-int4", "drop", "powersgd", "dgc-local-adam", "dgc-paper"),
     *("dgc-equal-bytes", "dgc-local-adam-equal-bytes"),
 )
+PEERS = ("fp16", "powersgd-1", "powersgd", "demo-like")
+SGD_BYTES = (*PEERS[:3], "dgc", "dgc-int4", "dgc-equal-bytes", "dgc-1-percent", "drop")
+ADAM_BYTES = (*PEERS, "dgc", "dgc-local-adam", "dgc-local-adam-equal-bytes", "dgc-local-adam-1-percent")
+"""No more than the eight colours of a plot."""
 STEPS_METHODS = ("dgc", "dgc-int4", "dgc-equal-bytes", "dgc-local-adam", "dgc-local-adam-equal-bytes", "drop")
 PARTS = (
     "dgc",
@@ -120,6 +124,29 @@ def _cells(entry: Entry) -> list[str | tuple[str, str]]:
         number(entry.ratio("steady")),
         number(entry.ratio("whole_run")),
     ]
+
+
+def bytes_section(rows: Sequence[dict[str, Any]]) -> Section:
+    """Loss over upload, for every task on which a peer of DGC was trained as well."""
+    body = [
+        paragraph(
+            "What each method sends and what it loses. Upload: of everything, norms and biases included, in a steady "
+            "step, against dense fp32; loss: against dense DDP with the same seed, mean over the seeds. Right and low "
+            "is good. A method has its use where no point lies to the right of it and below."
+        )
+    ]
+    for task in tasks_present(rows):
+        found = entries(rows, task)
+        kept = [found[m] for m in (ADAM_BYTES if "demo-like" in found else SGD_BYTES) if m in found]
+        kept = [entry for entry in kept if not math.isnan(entry.loss)]
+        if not any(entry.method in PEERS for entry in kept) or len(kept) < 4:
+            continue
+        unit = "% of perplexity" if TASKS[task].is_perplexity else "points"
+        steps = f"{TASKS[task].title}, {kept[0].rows[0]['steps']:,} steps"
+        series = [Series(METHODS[entry.method].title, [(entry.ratio("steady"), entry.loss)]) for entry in kept]
+        axes = (Axis("times less upload than dense fp32", is_log=True), Axis(f"loss against dense DDP, {unit}"))
+        body.append(figure(line_plot(f"{steps}: loss over upload", *axes, series), f"{steps}: loss over upload."))
+    return Section("bytes", "Accuracy for the bytes", "\n".join(body))
 
 
 def ablation_section(rows: Sequence[dict[str, Any]]) -> Section:

@@ -77,9 +77,10 @@ def line_plot(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
     for index, one in enumerate(kept):
         corners = " ".join(f"{across(px):.1f},{up(py):.1f}" for px, py in one.points)
         dash = ' stroke-dasharray="6 4"' if one.is_dashed else ""
+        radius = 2.5 if len(one.points) > 1 else 5
         body.append(f'<polyline class="c{index % 8}" points="{corners}"{dash}/>')
         body += [
-            f'<circle class="c{index % 8}" cx="{across(px):.1f}" cy="{up(py):.1f}" r="2.5">'
+            f'<circle class="c{index % 8}" cx="{across(px):.1f}" cy="{up(py):.1f}" r="{radius}">'
             f"<title>{escape(one.name)}: {_text(px)}, {_text(py)}</title></circle>"
             for px, py in one.points
         ]
