@@ -1,12 +1,13 @@
-"""Write the figures of README.md from benchmarks/results; `--check` only says whether they are up to date.
+"""Write the figures of README.md and docs/dgc.md from benchmarks/results; `--check` says whether they are up to date.
 
-No figure of the README's table is typed by hand: each comes from a row that names its command and commit.
+No figure of these tables is typed by hand: each comes from a row that names its command and commit.
 """
 
 import argparse
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,33 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a script, not as a module
     sys.path.insert(0, str(ROOT))
 
-from benchmarks.evidence.recipes import HEADLINES  # noqa: E402
+from benchmarks.evidence.recipes import HEADLINES, LENGTHS, METHODS  # noqa: E402
+from benchmarks.evidence.tables import Entry, entries, number, signed  # noqa: E402
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 Rows = list[dict[str, Any]]
 
+ADAM_METHODS = (
+    *("dgc-local-adam-1-percent", "dgc-local-adam-equal-bytes", "dgc-local-adam"),
+    *("dgc", "demo-like", "powersgd", "powersgd-1"),
+)
+"""What docs/dgc.md compares for AdamW."""
+
 
 def main() -> None:
-    """Render the table, and put it into the README or compare it."""
+    """Render the tables, and put them into their pages or compare them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if the README is stale")
-    readme, arguments = ROOT / "README.md", parser.parse_args()
-    old = readme.read_text()
-    new = with_figures(old, figures(ROOT / "benchmarks" / "results"))
-    if not arguments.check:
-        readme.write_text(new)
-    elif old != new:
-        raise SystemExit("README.md is stale; run python benchmarks/readme.py")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a page is stale")
+    arguments = parser.parse_args()
+    for name, table in TABLES.items():
+        page = ROOT / name
+        old = page.read_text()
+        new = with_figures(old, table(ROOT / "benchmarks" / "results"))
+        if not arguments.check:
+            page.write_text(new)
+        elif old != new:
+            raise SystemExit(f"{name} is stale; run python benchmarks/readme.py")
 
 
 def with_figures(text: str, table: str) -> str:
@@ -47,6 +57,30 @@ def figures(folder: Path) -> str:
     lines += _sizes(json.loads((folder / "wire.json").read_text()))
     lines += _times(json.loads((folder / "bandwidth.json").read_text()))
     return "\n".join(lines)
+
+
+def adam_figures(folder: Path) -> str:
+    """Markdown table of what stands in front of, or in place of, AdamW: upload, and loss by length of the run."""
+    rows = json.loads((folder / "accuracy.json").read_text())
+    found = {task: entries(rows, task) for task in LENGTHS["char-gpt"]}
+    found = {task: of_task for task, of_task in found.items() if "dense" in of_task}
+    steps = (f"{of_task['dense'].rows[0]['steps']:,} steps" for of_task in found.values())
+    lines = [f"| | less upload | {' | '.join(steps)} |", "|---" * (2 + len(found)) + "|"]
+    for method in ADAM_METHODS:
+        longest = [of_task[method] for of_task in found.values() if method in of_task]
+        if longest:
+            cells = (_loss(of_task.get(method)) for of_task in found.values())
+            ratio = number(longest[-1].ratio("steady"))
+            lines.append(f"| {METHODS[method].title} | {ratio} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _loss(entry: Entry | None) -> str:
+    """Percent of perplexity against dense, with the error where there are several seeds."""
+    return "" if entry is None else f"{signed(entry.loss, entry.loss_error)} % ({len(entry.rows)})"
+
+
+TABLES: dict[str, Callable[[Path], str]] = {"README.md": figures, "docs/dgc.md": adam_figures}
 
 
 def _accuracy(rows: Rows) -> list[str]:

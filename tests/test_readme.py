@@ -1,16 +1,19 @@
-"""The README's figures are those of benchmarks/results, and its files exist."""
+"""The figures of the README and of docs/dgc.md are those of benchmarks/results, and its files exist."""
 
 import re
 from pathlib import Path
 
-from benchmarks.readme import figures, with_figures
+import pytest
+
+from benchmarks.readme import TABLES, with_figures
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_figures_come_from_the_results() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert with_figures(text, figures(ROOT / "benchmarks" / "results")) == text, "run python benchmarks/readme.py"
+@pytest.mark.parametrize("name", TABLES)
+def test_figures_come_from_the_results(name: str) -> None:
+    text = (ROOT / name).read_text()
+    assert with_figures(text, TABLES[name](ROOT / "benchmarks" / "results")) == text, "run python benchmarks/readme.py"
 
 
 def test_links_lead_somewhere() -> None:
