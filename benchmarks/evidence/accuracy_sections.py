@@ -159,7 +159,8 @@ def ablation_section(rows: Sequence[dict[str, Any]]) -> Section:
     body = [
         paragraph(
             "Loss against dense DDP when one part is left out or changed, with the number of seeds. A dash marks what "
-            "a recipe does not have: momentum in the word model, clipping of the images. Gradient dropping leaves "
+            "is not planned: momentum in the word model and clipping of the images, which the recipes do not have, and "
+            "what is left out of longer runs. Gradient dropping leaves "
             "all four out: selection and residual as in DGC, then clipping and momentum on the exchanged gradient, "
             "without warm-up. The flushed value is the same run after one dense exchange of what was still held back."
         ),
