@@ -245,13 +245,13 @@ def _longer(task: Task, factor: int) -> Task:
     )
 
 
-_FACTORS = {"image": (2, 4), "speech": (2, 4), "word-lm": (2, 4, 16), "char-gpt": (2, 4, 16)}
+_FACTORS = {"image": (2, 4), "speech": (2, 4), "word-lm": (2, 4, 16), "word-lm-whole": (4,), "char-gpt": (2, 4, 16)}
 LENGTHS = {task: (task, *(f"{task}-{factor}x" for factor in factors)) for task, factors in _FACTORS.items()}
-"""names of each small task with ever more steps"""
+"""names of each task with ever more steps"""
 TASKS |= {f"{task}-{factor}x": _longer(TASKS[task], factor) for task, factors in _FACTORS.items() for factor in factors}
 
-_FOUR_TIMES = tuple(names[2] for names in LENGTHS.values())
-_SIXTEEN_TIMES = tuple(names[3] for names in LENGTHS.values() if len(names) > 3)
+_FOUR_TIMES = tuple(name for names in LENGTHS.values() for name in names if name.endswith("-4x"))
+_SIXTEEN_TIMES = tuple(name for names in LENGTHS.values() for name in names if name.endswith("-16x"))
 
 GROUPS = {
     "main": (SMALL_TASKS, _MAIN),
