@@ -122,7 +122,11 @@ METHODS = {
 _MAIN = ("dense", "dgc", "drop", "dgc-int4")
 _MOMENTUM_PARTS = ("dgc-no-correction", "dgc-no-masking", "dgc-no-warmup", "dgc-current-rate")
 _PEERS = ("powersgd-1", "powersgd", "fp16")
-_LONGER = (*_MAIN, "dgc-equal-bytes", "dgc-local-adam", "dgc-local-adam-equal-bytes", "powersgd-1", "powersgd")
+_PARTS = (*_MOMENTUM_PARTS[:-1], "dgc-no-clipping")
+_LONGER = (
+    *(*_MAIN, *_PARTS, "dgc-equal-bytes", "dgc-local-adam", "dgc-local-adam-equal-bytes"),
+    *("powersgd-1", "powersgd"),
+)
 
 
 def _image_options(epochs: int) -> tuple[str, ...]:
@@ -267,6 +271,7 @@ GROUPS = {
     "sixteen times": (_SIXTEEN_TIMES, ("dense", "dgc")),
     "sixteen times, others": (_SIXTEEN_TIMES, ("dgc-local-adam-equal-bytes", "drop", "dgc-local-adam")),
     "four times, peers": (_FOUR_TIMES[:1], ("powersgd-1", "powersgd")),
+    "four times, parts": (_FOUR_TIMES[:2], _PARTS),
     "whole text": (("word-lm-whole",), ("dense", "dgc", "dgc-equal-bytes", "drop")),
     "eight ranks": (("image-8-ranks",), ("dense", "dgc", "drop")),
     "large": (("fashion-resnet8", "cifar10-resnet20"), ("dense", "dgc-paper", "dgc", "dgc-int4", "drop")),
