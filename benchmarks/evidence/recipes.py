@@ -112,6 +112,10 @@ METHODS = {
     "dgc-local-adam-equal-bytes": Method(
         "DGC of local Adam directions (ours) at 0.3 %, 4-bit values", (*_EQUAL_BYTES, *_LOCAL_ADAM)
     ),
+    "dgc-local-adam-1-percent": Method(
+        "DGC of local Adam directions (ours) at 1 %, 4-bit values",
+        ("--compress", "dgc", "--density", "0.01", "--flush", *_INT4, *_LOCAL_ADAM),
+    ),
     "fp16": Method("fp16 hook", ("--compress", "fp16")),
     "octav4": Method("dense DDP, OCTAV 4-bit training", ("--compress", "none", "--quant", "4/4")),
     "dgc-octav4": Method("DGC, 4-bit values, OCTAV 4-bit training", (*_DGC, *_INT4, "--quant", "4/4")),
@@ -124,8 +128,8 @@ _MOMENTUM_PARTS = ("dgc-no-correction", "dgc-no-masking", "dgc-no-warmup", "dgc-
 _PEERS = ("powersgd-1", "powersgd", "fp16")
 _PARTS = (*_MOMENTUM_PARTS[:-1], "dgc-no-clipping")
 _LONGER = (
-    *(*_MAIN, *_PARTS, "dgc-equal-bytes", "dgc-local-adam", "dgc-local-adam-equal-bytes"),
-    *("powersgd-1", "powersgd"),
+    *(*_MAIN, *_PARTS, "dgc-equal-bytes", "dgc-local-adam", "dgc-local-adam-equal-bytes", "dgc-local-adam-1-percent"),
+    *("powersgd-1", "powersgd", "demo-like"),
 )
 
 
@@ -188,6 +192,7 @@ TASKS = {
             *_MAIN,
             "dgc-local-adam",
             "dgc-local-adam-equal-bytes",
+            "dgc-local-adam-1-percent",
             "dgc-no-clipping",
             "dgc-no-warmup",
             "dgc-1-percent",
@@ -261,7 +266,7 @@ GROUPS = {
     "main": (SMALL_TASKS, _MAIN),
     "parts": (SMALL_TASKS, ("dgc-local-adam", *_MOMENTUM_PARTS, "dgc-no-clipping", "dgc-1-percent")),
     "equal bytes": (SMALL_TASKS, ("dgc-equal-bytes", "dgc-local-adam-equal-bytes")),
-    "peers": (SMALL_TASKS, (*_PEERS, "demo-like", "octav4", "dgc-octav4")),
+    "peers": (SMALL_TASKS, (*_PEERS, "demo-like", "dgc-local-adam-1-percent", "octav4", "dgc-octav4")),
     "twice": (("image-2x",), ("dense", "dgc")),
     "four times": (_FOUR_TIMES, ("dense", "dgc")),
     "four times, others": (
@@ -270,7 +275,7 @@ GROUPS = {
     ),
     "sixteen times": (_SIXTEEN_TIMES, ("dense", "dgc")),
     "sixteen times, others": (_SIXTEEN_TIMES, ("dgc-local-adam-equal-bytes", "drop", "dgc-local-adam")),
-    "four times, peers": (_FOUR_TIMES[:1], ("powersgd-1", "powersgd")),
+    "four times, peers": (_FOUR_TIMES, ("powersgd-1", "powersgd", "demo-like", "dgc-local-adam-1-percent")),
     "four times, parts": (_FOUR_TIMES[:2], _PARTS),
     "whole text": (("word-lm-whole",), ("dense", "dgc", "dgc-equal-bytes", "drop")),
     "eight ranks": (("image-8-ranks",), ("dense", "dgc", "drop")),
