@@ -267,12 +267,19 @@ def _longer(task: Task, factor: int) -> Task:
     )
 
 
-_FACTORS = {"image": (2, 4), "speech": (2, 4), "word-lm": (2, 4, 16), "word-lm-whole": (4,), "char-gpt": (2, 4, 16)}
+_FACTORS = {
+    "image": (2, 4),
+    "speech": (2, 4),
+    "word-lm": (2, 4, 16),
+    "word-lm-whole": (4,),
+    "char-gpt": (2, 4, 16),
+    "image-8-ranks": (4,),
+}
 LENGTHS = {task: (task, *(f"{task}-{factor}x" for factor in factors)) for task, factors in _FACTORS.items()}
 """names of each task with ever more steps"""
 TASKS |= {f"{task}-{factor}x": _longer(TASKS[task], factor) for task, factors in _FACTORS.items() for factor in factors}
 
-_FOUR_TIMES = tuple(name for names in LENGTHS.values() for name in names if name.endswith("-4x"))
+_FOUR_TIMES = tuple(f"{task}-4x" for task in (*SMALL_TASKS[:3], "word-lm-whole", "char-gpt"))
 _SIXTEEN_TIMES = tuple(name for names in LENGTHS.values() for name in names if name.endswith("-16x"))
 
 GROUPS = {
@@ -291,7 +298,7 @@ GROUPS = {
     "four times, peers": (_FOUR_TIMES, ("powersgd-1", "powersgd", "demo-like", "dgc-local-adam-1-percent")),
     "four times, parts": (_FOUR_TIMES[:2], _PARTS),
     "whole text": (("word-lm-whole",), ("dense", "dgc", "dgc-equal-bytes", "drop")),
-    "eight ranks": (("image-8-ranks",), ("dense", "dgc", "drop")),
+    "eight ranks": (LENGTHS["image-8-ranks"], ("dense", "dgc", "drop")),
     "large": (("fashion-resnet8", "cifar10-resnet20"), ("dense", "dgc-paper", "dgc", "dgc-int4", "drop")),
     "smoke": (("image", "word-lm"), _MAIN),
 }
