@@ -1,11 +1,10 @@
 """A claim with its bar and what was measured, and the table that readers of the repository see."""
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.evidence.tables import signed
+from benchmarks.evidence.tables import signed, standard_error
 
 __all__ = ["Claim", "at_least", "at_most", "by_topic", "claims_markdown", "of_seeds"]
 
@@ -32,7 +31,7 @@ class Claim:
 def of_seeds(topic: str, text: str, losses: Sequence[float], limit: float, unit: str, bar: str, source: str) -> Claim:
     """A claim that holds if the mean of the losses, one a seed, is not above the limit; a gain is a negative loss."""
     mean, count = statistics.mean(losses), len(losses)
-    error = statistics.stdev(losses) / math.sqrt(count) if count > 1 else math.nan
+    error = standard_error(losses)
     measured = f"{signed(mean, error)} {unit}, {count} seed{'s' * (count > 1)}"
     return Claim(topic, text, bar, measured, mean <= limit, source, is_in_noise=abs(mean - limit) < error)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.evidence.page import Section, figure, paragraph, table
 from benchmarks.evidence.svg import Axis, Series, dot_plot, line_plot
-from benchmarks.evidence.tables import signed
+from benchmarks.evidence.tables import signed, standard_error
 from benchmarks.sparse_report import LOSS_LIMIT, METHODS, curves, reduction_table
 
 __all__ = ["pruning_section", "quantization_section"]
@@ -43,7 +43,7 @@ def _experiment(title: str, rows: Rows) -> str:
     for method in dict.fromkeys(row["method"] for row in rows):
         own = {row["seed"]: row["score"] for row in rows if row["method"] == method}
         losses = [sign * (base[seed] - score) for seed, score in own.items() if seed in base]
-        error = statistics.stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan
+        error = standard_error(losses)
         loss = statistics.mean(losses) if losses else math.nan
         shown = "" if method == "fp32" else signed(loss, error)
         lines.append([method, str(len(own)), (f"{statistics.mean(own.values()):.2f}", "n"), (shown, "n")])

@@ -8,7 +8,18 @@ from typing import Any
 
 from benchmarks.evidence.recipes import LENGTHS, METHODS, TASKS
 
-__all__ = ["Entry", "accuracy_markdown", "entries", "mean_curve", "paired_losses", "tasks_present"]
+__all__ = [
+    "Entry",
+    "accuracy_markdown",
+    "entries",
+    "mean_curve",
+    "number",
+    "paired_losses",
+    "signed",
+    "spread",
+    "standard_error",
+    "tasks_present",
+]
 
 Row = dict[str, Any]
 
@@ -49,7 +60,7 @@ class Entry:
     @property
     def loss_error(self) -> float:
         """Standard error of `loss`, from the spread over the seeds; NaN for a single seed."""
-        return statistics.stdev(self.losses) / math.sqrt(len(self.losses)) if len(self.losses) > 1 else math.nan
+        return standard_error(self.losses)
 
     @property
     def max_loss(self) -> float:
@@ -163,6 +174,11 @@ def spread(entry: Entry) -> str:
     if len(entry.values) > 1:
         text += f" ({min(entry.values):.2f} to {max(entry.values):.2f})"
     return f"{text}, {entry.num_diverged} diverged" if entry.num_diverged else text
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean, from the spread of the values; NaN for a single one."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def signed(value: float, error: float = math.nan) -> str:
