@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a script, not as a module
     sys.path.insert(0, str(ROOT))
 
-from benchmarks.evidence.recipes import HEADLINES, LENGTHS, METHODS  # noqa: E402
+from benchmarks.evidence.recipes import HEADLINES, LENGTHS, METHODS, TASKS  # noqa: E402
 from benchmarks.evidence.tables import Entry, entries, number, signed  # noqa: E402
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
@@ -89,7 +89,8 @@ def _accuracy(rows: Rows) -> list[str]:
     for task, method, name in HEADLINES:
         dense, ours = ([row for row in rows if row["name"].startswith(f"{task}/{one}/")] for one in ("dense", method))
         if dense and ours:
-            title = f"{name}, 4 ranks, {ours[0]['steps']:,} steps: {ours[0]['metric'].removesuffix(' (%)')}"
+            metric = ours[0]["metric"].removesuffix(" (%)")
+            title = f"{name}, {TASKS[task].ranks} ranks, {ours[0]['steps']:,} steps: {metric}"
             lines.append(f"| {title} | {_spread(dense)} | {_spread(ours)} | {source} |")
     ratio = next(row["ratio"] for row in rows if row["name"].startswith("fashion-resnet8/dgc-int4/"))
     kinds = " / ".join(f"{ratio[kind]:,.0f}x" for kind in ("steady_matrices", "steady", "whole_run"))

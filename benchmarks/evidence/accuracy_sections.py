@@ -44,12 +44,12 @@ def summary_section(rows: Sequence[dict[str, Any]]) -> Section:
         shortest = entries(rows, lengths[0]).get(method)
         before = "" if shortest is None or lengths[0] == task else _with_steps(shortest)
         cells = (f"{ours.rows[0]['steps']:,}", spread(dense), spread(ours), _loss(ours), before)
-        first = f"{name}: {ours.rows[0]['metric']}"
+        first = f"{name}, {TASKS[task].ranks} ranks: {ours.rows[0]['metric']}"
         lines.append([first, *((cell, "n") for cell in cells), number(ours.ratio("steady_matrices"))])
     head = ["task", "steps", "dense DDP", "DGC at 0.1 %", "loss (seeds)", "loss in the shortest run"]
     body = [
         paragraph(
-            "DGC at a density of 0.1 % on 4 ranks, in the longest run of each task: an entry waits for about 1,000 "
+            "DGC at a density of 0.1 %, in the longest run of each task: an entry waits for about 1,000 "
             "steps, so that short runs lose more, and here the loss of the shortest one stands beside it. Losses are "
             "against dense DDP with the same seed, in points or percent of perplexity; below zero DGC is better. "
             "Upload: of tensors of two or more dimensions, in a steady step."

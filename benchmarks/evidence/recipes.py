@@ -336,8 +336,10 @@ TUNING = tuple(
 HEADLINES = (
     ("fashion-resnet8", "dgc-int4", "Fashion-MNIST, ResNet-8, 4-bit values"),
     ("image-4x", "dgc", "Fashion-MNIST, small VGG"),
+    ("image-8-ranks-4x", "dgc", "Fashion-MNIST, small VGG"),
     ("speech-4x", "dgc", "Speech Commands, GRU"),
     ("word-lm-whole-4x", "dgc", "King James Bible, LSTM of words"),
+    ("word-lm-16x", "dgc", "King James Bible, LSTM, 200,000 words learned by heart"),
     ("char-gpt-16x", "dgc-local-adam", "King James Bible, GPT of characters, AdamW and `dgcomp.LocalAdam`"),
 )
 """Each task at its greatest length, the method at 0.1 % and a short name: README and page begin with them."""

@@ -15,6 +15,8 @@ Rows = Sequence[dict[str, Any]]
 OCTAV = "octav, mph"
 PEERS = ("max scaling", "octav, ste", "octav, mad", "octav, pwl")
 RESNET20, MINILM = "ResNet-20 on CIFAR-10 (JPEG), after training", "MiniLM on the STS benchmark, after training"
+FROM_SCRATCH = "4 bits"
+"""What names the experiments that train with quantization from the start."""
 FROM_SCRATCH_LOSS, AFTER_TRAINING_LOSS, SPEARMAN_LOSS = 0.5, 1.0, 0.5
 SATIN_PAPER = 72
 EIE_ACTUAL, EIE_THEORETICAL = 0.11, 0.08
@@ -23,7 +25,7 @@ EIE_ACTUAL, EIE_THEORETICAL = 0.11, 0.08
 def quantization_claims(rows: Rows) -> list[Claim]:
     """OCTAV with magnitude-aware gradients first of all, from scratch; per-vector scales after training."""
     claims = []
-    for title in dict.fromkeys(row["experiment"] for row in rows if "4 bits" in row["experiment"]):
+    for title in dict.fromkeys(row["experiment"] for row in rows if FROM_SCRATCH in row["experiment"]):
         claims += _from_scratch(title, [row for row in rows if row["experiment"] == title])
     return claims + _after_training(rows)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.evidence.page import Section, figure, paragraph, table
+from benchmarks.evidence.study_claims import AFTER_TRAINING_LOSS, FROM_SCRATCH, FROM_SCRATCH_LOSS, SPEARMAN_LOSS
 from benchmarks.evidence.svg import Axis, Series, dot_plot, line_plot
 from benchmarks.evidence.tables import signed, standard_error
 from benchmarks.sparse_report import LOSS_LIMIT, METHODS, curves, reduction_table
@@ -14,8 +15,7 @@ __all__ = ["pruning_section", "quantization_section"]
 
 Rows = Sequence[dict[str, Any]]
 
-QUANTIZATION_LIMITS = {"top-1 (%)": ("points", 1.0), "Spearman x 100": ("hundredths of Spearman's correlation", 0.5)}
-"""Unit of a loss against fp32 and its bar, by metric; a perplexity has no bar"""
+UNITS = {"top-1 (%)": "points", "Spearman x 100": "hundredths of Spearman's correlation"}
 
 
 def quantization_section(rows: Rows) -> Section:
@@ -26,7 +26,7 @@ def quantization_section(rows: Rows) -> Section:
             "quantized: `max scaling` scales by the largest absolute value, `octav` clips where the mean squared "
             "error is least (Sakr et al., arXiv 2206.06501), with the gradient through the clip that the name says. "
             "Names such as 4/8/6/10 are VS-Quant's (arXiv 2102.04503): bits of weights, activations and their scales. "
-            "Below zero a method is better than fp32; small dots are single seeds."
+            "Below zero a method is better than fp32; small dots are single seeds; dashed: the bar."
         )
     ]
     for title in dict.fromkeys(row["experiment"] for row in rows):
@@ -36,7 +36,7 @@ def quantization_section(rows: Rows) -> Section:
 
 def _experiment(title: str, rows: Rows) -> str:
     metric = rows[0]["metric"]
-    unit, limit = QUANTIZATION_LIMITS.get(metric, ("perplexity", 0.5))
+    unit = UNITS.get(metric, metric)
     sign = -1 if metric == "perplexity" else 1
     base = {row["seed"]: row["score"] for row in rows if row["method"] == "fp32"}
     lines, dots = [], []
@@ -51,9 +51,18 @@ def _experiment(title: str, rows: Rows) -> str:
             dots.append((method, loss, error, losses))
     parts = [f"<h3>{title}</h3>", table(["method", "seeds", metric, "loss against fp32"], lines)]
     if any(math.isfinite(dot[1]) for dot in dots):
-        plot = dot_plot(title, Axis(f"loss against fp32, {unit} (left is better)"), dots, limit=limit)
+        plot = dot_plot(title, Axis(f"loss against fp32, {unit} (left is better)"), dots, limit=_limit(title, metric))
         parts.append(figure(plot, f"{title}: loss against fp32."))
     return "\n".join(parts)
+
+
+def _limit(title: str, metric: str) -> float | None:
+    """The bar of a loss against fp32; perplexities have none."""
+    if metric == "perplexity":
+        return None
+    if metric == "Spearman x 100":
+        return SPEARMAN_LOSS
+    return FROM_SCRATCH_LOSS if FROM_SCRATCH in title else AFTER_TRAINING_LOSS
 
 
 def pruning_section(rows: Rows) -> Section:

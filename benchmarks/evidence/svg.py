@@ -88,8 +88,10 @@ def line_plot(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
     return _svg(title, WIDTH, HEIGHT + LEGEND_LINE * len(rows), body)
 
 
-def dot_plot(title: str, x: Axis, rows: Sequence[tuple[str, float, float, Sequence[float]]], limit: float) -> str:
-    """One line for each (name, mean, error, single values): the mean with its error, the values, zero and a limit.
+def dot_plot(
+    title: str, x: Axis, rows: Sequence[tuple[str, float, float, Sequence[float]]], limit: float | None
+) -> str:
+    """One line for each (name, mean, error, single values): mean with its error, values, zero and perhaps a limit.
 
     An error that is NaN is not drawn, nor is a row whose mean is. Raises ValueError if no row is left.
     """
@@ -97,14 +99,16 @@ def dot_plot(title: str, x: Axis, rows: Sequence[tuple[str, float, float, Sequen
     if not kept:
         raise ValueError(f"nothing to draw in {title!r}: no row has a mean")
     errors = [0.0 if math.isnan(error) else error for _, _, error, _ in kept]
-    edges = [0.0, limit, *(value for row in kept for value in row[3])]
+    edges = [0.0, *(() if limit is None else (limit,)), *(value for row in kept for value in row[3])]
     edges += [mean + sign * error for (_, mean, _, _), error in zip(kept, errors, strict=True) for sign in (-1, 1)]
     bottom = TOP + DOT_LINE * len(kept)
     left = 20 + LETTER * max(len(row[0]) for row in kept)
     across = _Scale(*_range(edges, x, 0.05), left, WIDTH - RIGHT, is_log=False)
     body = [_vertical(across(tick), bottom, "grid") for tick in across.ticks()]
     body += [_tick(across(tick), bottom + 16, _text(tick), "middle") for tick in across.ticks()]
-    body += [_vertical(across(0.0), bottom, "zero"), _vertical(across(limit), bottom, "limit")]
+    body.append(_vertical(across(0.0), bottom, "zero"))
+    if limit is not None:
+        body.append(_vertical(across(limit), bottom, "limit"))
     for index, ((name, mean, _, values), error) in enumerate(zip(kept, errors, strict=True)):
         height = TOP + DOT_LINE * (index + 0.5)
         body.append(_tick(left - 10, height + 4, name, "end"))

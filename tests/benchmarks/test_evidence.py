@@ -218,6 +218,8 @@ def test_dot_plot_leaves_out_what_has_no_mean() -> None:
     _check_tags(svg)
     assert "one" in svg
     assert "three" not in svg
+    assert 'class="limit"' in svg
+    assert 'class="limit"' not in dot_plot("t", Axis("loss"), rows, limit=None)
     with pytest.raises(ValueError, match="no row has a mean"):
         dot_plot("t", Axis("loss"), rows[2:], limit=0.3)
 
